@@ -1,0 +1,111 @@
+"""The binary interface between graphs and runtime: every input and output, its dtype and shape.
+
+The exporter writes graphs to this contract, sessions check them against it, docs/contract.md is its prose. A dimension
+is a number, or a name where it differs from call to call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GraphName = Literal["vision", "prefill", "decode"]
+GRAPHS: tuple[GraphName, ...] = ("vision", "prefill", "decode")
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor at a graph's boundary."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph's boundary, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a model that its graphs' shapes depend on."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    image_channels: int
+    image_height: int
+    image_width: int
+    tokens_per_image: int
+
+
+def graph_spec(graph: GraphName, model: ModelShape, page_size: int) -> GraphSpec:
+    """The contract of one graph of a model."""
+    if graph == "vision":
+        return _vision(model)
+    return _prefill(model) if graph == "prefill" else _decode(model, page_size)
+
+
+def _vision(model: ModelShape) -> GraphSpec:
+    pixels = ("images", model.image_channels, model.image_height, model.image_width)
+    return GraphSpec(
+        inputs=(TensorSpec("pixel_values", "float32", pixels),),
+        outputs=(TensorSpec("image_features", "float32", ("images", model.tokens_per_image, model.hidden)),),
+    )
+
+
+def _prefill(model: ModelShape) -> GraphSpec:
+    kept = []
+    for layer in range(model.layers):
+        rows = (f"cached_{layer}", model.kv_heads, model.head_dim)
+        kept += [
+            TensorSpec(f"index_{layer}", "int32", ("tokens",)),
+            TensorSpec(f"key_{layer}", "float32", rows),
+            TensorSpec(f"value_{layer}", "float32", rows),
+        ]
+    return GraphSpec(
+        inputs=(
+            TensorSpec("input_ids", "int64", ("tokens",)),
+            TensorSpec("image_features", "float32", ("visual", model.hidden)),
+            TensorSpec("position_ids", "int64", ("tokens",)),
+            TensorSpec("probe_positions", "int64", ("probes",)),
+            TensorSpec("forced", "bool", ("tokens",)),
+            TensorSpec("tau", "float32", (1,)),
+            TensorSpec("ratio_min", "float32", (1,)),
+            TensorSpec("ratio_max", "float32", (1,)),
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", (model.vocabulary,)),
+            TensorSpec("counts", "int32", (model.layers,)),
+            *kept,
+        ),
+    )
+
+
+def _decode(model: ModelShape, page_size: int) -> GraphSpec:
+    pages = ("pages", page_size, model.kv_heads, model.head_dim)
+    rows = (model.layers, "batch", model.kv_heads, model.head_dim)
+    return GraphSpec(
+        inputs=(
+            TensorSpec("input_ids", "int64", ("batch",)),
+            TensorSpec("position_ids", "int64", ("batch",)),
+            TensorSpec("key_pages", "float32", pages),
+            TensorSpec("value_pages", "float32", pages),
+            TensorSpec("block_tables", "int32", (model.layers, "batch", "blocks")),
+            TensorSpec("context", "int32", (model.layers, "batch")),
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", ("batch", model.vocabulary)),
+            TensorSpec("new_keys", "float32", rows),
+            TensorSpec("new_values", "float32", rows),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The demo model: a small LLaVA trained here on scenes of handwritten digits."""

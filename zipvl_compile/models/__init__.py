@@ -1,0 +1,1 @@
+"""Model families: how a Hugging Face architecture becomes a decoder and a vision tower."""
