@@ -277,7 +277,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     except ValidationError as error:
         raise _first_problem(error, marks, file) from None
     mark = marks[("model", "source")]
-    base = mark.file.resolve().parent if mark.file else Path.cwd()
+    base = mark.file.parent.resolve() if mark.file else Path.cwd()
     return LoadedRecipe(recipe, file.resolve(), _locate(recipe.model.source, base, mark), base)
 
 

@@ -14,10 +14,15 @@ OPSET = 23
 """The opset of ONNX operators that functions and graphs are written in."""
 
 
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+"""On every zipvl node: without them TensorRT's parser prefers the local function over the plugin."""
+
+
 def parse_function(text: str, *, domains: dict[str, int] | None = None) -> onnx.FunctionProto:
     """Parse one function; `domains` names further operator domains that its body uses."""
     imports = ", ".join(f'"{name}" : {version}' for name, version in {"": OPSET, **(domains or {})}.items())
     function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n{text}')
+    function.attribute.extend(PLUGIN_ATTRIBUTES)
     public = {*function.input, *function.output}
     _prefix(function.node, f"{function.name}_", public)
     return function

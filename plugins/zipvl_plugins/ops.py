@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -36,3 +37,10 @@ def onnx_function(op: str, executor: Executor = "portable") -> onnx.FunctionProt
     own = getattr(module, f"{executor}_function", None)
     function: onnx.FunctionProto = (own or module.function)()
     return function
+
+
+def shape_attributes(op: str, *shapes: Sequence[int]) -> dict[str, int]:
+    """Attributes of an op's ONNX node that come from its inputs' static dimensions; most ops have none."""
+    module = importlib.import_module(f"zipvl_plugins.{op}.onnx_function")
+    derive = getattr(module, "shape_attributes", None)
+    return dict(derive(*shapes)) if derive else {}

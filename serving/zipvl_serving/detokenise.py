@@ -16,17 +16,13 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        # The last piece that went out, as context (a decoder strips the space before the very first token), and the
-        # tokens since, which hold back an unfinished character.
+        # The tokens of the last piece that went out, as context (a decoder strips the space before the very first
+        # token), and those since then, which have no text of their own yet.
         self._context: list[int] = []
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
-        # Special tokens must not become context: decoded alone they are empty, and the next space would be stripped.
-        if token_id in self._special or self._tokenizer.id_to_token(token_id) is None:
-            return ""
         self._pending.append(token_id)
         return self._emit(final=False)
 

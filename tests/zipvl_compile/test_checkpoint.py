@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -316,12 +317,14 @@ def test_unchanged_files_are_hashed_once(single: Path, tmp_path: Path, monkeypat
     hashed.clear()
     assert checkpoint.identity(memo) == first and not hashed
 
-    (single / "config.json").write_bytes((single / "config.json").read_bytes() + b"\n")
+    config = single / "config.json"
+    config.write_bytes(config.read_bytes()[:-1] + b" ")  # of the same size
+    os.utime(config, ns=(0, 1))
     changed = checkpoint.identity(memo)
     assert hashed == ["config.json"] and changed["files"]["config.json"] != first["files"]["config.json"]
 
     (memo_file,) = memo.iterdir()
-    for damage in ("{", "[]", json.dumps({str(single / "config.json"): ["x"]})):
+    for damage in ("{", "[]", json.dumps({str(config): ["x"]})):
         memo_file.write_text(damage)
         hashed.clear()
         assert checkpoint.identity(memo) == changed and len(hashed) == len(first["files"])

@@ -8,6 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import yaml
@@ -165,6 +166,16 @@ def test_schema_describes_every_key() -> None:
         check(part, name)
     assert "extends" in schema["properties"]
     assert schema["$defs"]["Target"]["properties"]["backend"]["enum"] == list(BACKENDS)
+
+
+def test_the_docs_list_every_key() -> None:
+    def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+        nested = [keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()]
+        return set().union(*nested)
+
+    docs = Path(__file__).parents[2] / "docs" / "recipes.md"
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", docs.read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == keys(load(HEAD).recipe.lock()) | {"extends"}
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

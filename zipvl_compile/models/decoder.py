@@ -35,14 +35,15 @@ class RMSNorm(nn.Module):
 def rotary_table(rope: Rope, position_ids: torch.Tensor) -> torch.Tensor:
     """cos and sin of every token's angles, float32 [n, head_dim]: cosines in the first half, sines in the second."""
     frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
-    angles = position_ids.float()[:, None] * frequencies
+    angles = position_ids.float().unsqueeze(1) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1) * rope.attention_factor
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Apply RoPE: x [n, heads, head_dim], table [n, head_dim] as rotary_table makes it."""
     half = x.shape[-1] // 2
-    cos, sin = table[:, None, :half].to(x.dtype), table[:, None, half:].to(x.dtype)
+    per_head = table.unsqueeze(1).to(x.dtype)
+    cos, sin = per_head[..., :half], per_head[..., half:]
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -158,7 +159,7 @@ class Prefill(nn.Module):
         """Embeddings [n, hidden] with the k-th image token replaced by the k-th image feature."""
         is_image = input_ids == self.decoder.spec.image_token
         visual = image_features.index_select(0, (is_image.long().cumsum(0) - 1).clamp(min=0))
-        return torch.where(is_image[:, None], visual, self.decoder.embed_tokens(input_ids))
+        return torch.where(is_image.unsqueeze(1), visual, self.decoder.embed_tokens(input_ids))
 
     def zipvl_attention(
         self,

@@ -6,6 +6,8 @@ engine gets a body with GroupQueryAttention instead, which is causal and works i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 
 from zipvl_plugins.onnx_text import parse_function
@@ -42,3 +44,8 @@ def onnxruntime_function() -> onnx.FunctionProto:
         attended = Squeeze (attended_batch, batch)
     }}"""
     return parse_function(text, domains={"com.microsoft": 1})
+
+
+def shape_attributes(q: Sequence[int], k: Sequence[int], v: Sequence[int], count: Sequence[int]) -> dict[str, int]:
+    """Node attributes read off the static dimensions of the inputs."""
+    return {"heads": int(q[1]), "kv_heads": int(k[1])}

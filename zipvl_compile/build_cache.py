@@ -1,0 +1,105 @@
+"""Finished bundles by content: checkpoint + recipe + tool versions + this project's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import zipvl_plugins
+import zipvl_serving
+from filelock import FileLock
+from zipvl_serving.bundle import Bundle
+from zipvl_serving.errors import ZipvlError
+
+import zipvl_compile
+from zipvl_compile.bundle_writer import staged_directory
+
+_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "safetensors", "tokenizers")
+
+
+def cache_directory() -> Path:
+    """$ZIPVL_CACHE_DIR, or the user's cache directory."""
+    chosen = os.environ.get("ZIPVL_CACHE_DIR")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("zipvl-compile"))
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that has a say in what a build leaves."""
+    versions = {"python": platform.python_version(), "zipvl-compile": zipvl_compile.__version__}
+    for tool in _TOOLS:
+        versions[tool] = importlib.metadata.version(tool)
+    return versions | {"zipvl-compile sources": _sources_digest()}
+
+
+def cache_key(recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: dict[str, str]) -> str:
+    """One name for one result; `machine` is in it because the break-even length is measured on it."""
+    parts = {
+        # Where the checkpoint was read from does not matter; what was in it does.
+        "recipe": {**recipe, "model": {k: v for k, v in recipe["model"].items() if k not in ("source", "revision")}},
+        "checkpoint": checkpoint_files,
+        "tools": tools,
+        "machine": f"{platform.machine()} {_processor()}",
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def locked(key: str) -> Iterator[Path]:
+    """Hold the lock of one cache entry, so that two builds of the same thing do the work once; yields its directory."""
+    folder = cache_directory() / "bundles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZipvlError(
+            f"{folder}: the cache cannot be written: {error.strerror}; set ZIPVL_CACHE_DIR or use --no-cache"
+        ) from None
+    with FileLock(folder / f"{key}.lock"):
+        yield folder / key
+
+
+def copy_from(entry: Path, out: Path) -> bool:
+    """Copy a cached bundle to `out`; False, with the entry dropped, where there is none or it is damaged."""
+    if not entry.exists():
+        return False
+    try:
+        Bundle.open(entry)
+    except ZipvlError:
+        shutil.rmtree(entry, ignore_errors=True)
+        return False
+    copy_bundle(entry, out)
+    return True
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a bundle, atomically."""
+    with staged_directory(target) as staging:
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+
+
+def _sources_digest() -> str:
+    """A checkout changes without its version changing: the code itself is part of the key."""
+    hasher = hashlib.sha256()
+    for package in (zipvl_compile, zipvl_plugins, zipvl_serving):
+        root = Path(str(package.__file__)).parent
+        for file in sorted(root.rglob("*.py")):
+            if "demo" not in file.relative_to(root).parts:
+                hasher.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return hasher.hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+    return f"{' + '.join(sorted(names))} x {os.cpu_count()}"

@@ -1,0 +1,1 @@
+"""Engine builders: one module per backend behind a registry."""
