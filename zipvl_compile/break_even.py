@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from zipvl_serving.arrays import Array
 from zipvl_serving.manifest import BreakEven, Method
 from zipvl_serving.probes import probe_positions
 from zipvl_serving.sessions.base import PrefillInputs, Session
@@ -34,7 +36,7 @@ def measure(
         probes = probe_positions(tokens, method.probe_recent, method.probe_random, method.seed)
         forced = np.arange(tokens) == tokens - 1
 
-        def run(forced_ratio: float, ids: np.ndarray = ids, probes: np.ndarray = probes, f: np.ndarray = forced) -> float:
+        def run(forced_ratio: float, ids: Array = ids, probes: Array = probes, f: Array = forced) -> float:
             inputs = PrefillInputs(
                 ids, np.arange(len(ids)), probes, f, tau=0.5, ratio_min=forced_ratio, ratio_max=forced_ratio
             )

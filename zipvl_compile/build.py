@@ -11,18 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zipvl_compile import build_cache
+from zipvl_compile.bundle_writer import check_replaceable, staged_directory
+from zipvl_compile.checkpoint import Checkpoint
+from zipvl_compile.engines.base import EngineBuilder, builder
+from zipvl_compile.recipe import LoadedRecipe, Recipe, dump_yaml
 from zipvl_serving.bundle import PROCESSOR_FOLDER, Bundle, describe_files
 from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.manifest import MANIFEST_FILE, BreakEven, Engine, Limits, Manifest, Method, Model
 from zipvl_serving.prompt import PromptProcessor
 from zipvl_serving.sessions.base import open_session
-
-from zipvl_compile import build_cache
-from zipvl_compile.bundle_writer import check_replaceable, staged_directory
-from zipvl_compile.checkpoint import Checkpoint
-from zipvl_compile.engines.base import EngineBuilder, builder
-from zipvl_compile.recipe import LoadedRecipe, Recipe, dump_yaml
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -152,7 +151,8 @@ def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
         )
     if recipe.zipvl.dense_layers > decoder.layers:
         raise InputError(
-            f"zipvl.dense_layers: {recipe.zipvl.dense_layers} is out of range; the checkpoint has {decoder.layers} layers"
+            f"zipvl.dense_layers: {recipe.zipvl.dense_layers} is out of range; the checkpoint has {decoder.layers} "
+            "layers"
         )
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import zipvl_plugins
-import zipvl_serving
 from filelock import FileLock
-from zipvl_serving.bundle import Bundle
-from zipvl_serving.errors import ZipvlError
 
 import zipvl_compile
+import zipvl_plugins
+import zipvl_serving
 from zipvl_compile.bundle_writer import staged_directory
+from zipvl_serving.bundle import Bundle
+from zipvl_serving.errors import ZipvlError
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "safetensors", "tokenizers")
 
@@ -47,7 +47,7 @@ def cache_key(recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: d
         "recipe": {**recipe, "model": {k: v for k, v in recipe["model"].items() if k not in ("source", "revision")}},
         "checkpoint": checkpoint_files,
         "tools": tools,
-        "machine": f"{platform.machine()} {_processor()}",
+        "machine": f"{platform.machine()} {processor_name()}",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -96,7 +96,7 @@ def _sources_digest() -> str:
     return hasher.hexdigest()[:16]
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -48,7 +48,9 @@ def check_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"{out}: is a file; --out names a directory")
     if any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
-        raise InputError(f"{out}: is a directory with other content; --out takes a new directory or a bundle to replace")
+        raise InputError(
+            f"{out}: is a directory with other content; --out takes a new directory or a bundle to replace"
+        )
 
 
 def _sweep(out: Path) -> None:

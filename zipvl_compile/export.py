@@ -17,12 +17,12 @@ from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
-from zipvl_plugins import ops
-from zipvl_plugins.onnx_text import DOMAIN, OPSET
-from zipvl_serving.contract import GraphSpec, TensorSpec
 
 from zipvl_compile.graph_weights import fill_computed, fold_transposes
 from zipvl_compile.onnx_nodes import translation_table
+from zipvl_plugins import ops
+from zipvl_plugins.onnx_text import DOMAIN, OPSET
+from zipvl_serving.contract import GraphSpec, TensorSpec
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
 _EXAMPLE_SIZES = {"tokens": 23, "visual": 11, "probes": 7, "images": 3, "batch": 5, "pages": 13, "blocks": 6}
@@ -143,7 +143,7 @@ def _add_functions(model: ir.Model, executor: ops.Executor) -> None:
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for op in ops.OPS:
         if op in used:
-            function = ir.from_proto(ops.onnx_function(op, executor))
+            function = ir.serde.deserialize_function(ops.onnx_function(op, executor))
             model.functions[function.identifier()] = function
             for domain, version in function.opset_imports.items():
                 model.opset_imports.setdefault(domain, version)

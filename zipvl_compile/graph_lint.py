@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
+
 from zipvl_plugins.onnx_text import DOMAIN, PLUGIN_ATTRIBUTES
 
 
@@ -37,7 +38,11 @@ def lint(model: ir.Model, *, weights_open: bool = False) -> list[str]:
             found.append(f"initializer {name}: has no data")
     defined = Counter(
         value.name
-        for value in (*model.graph.inputs, *model.graph.initializers.values(), *(o for n in model.graph for o in n.outputs))
+        for value in (
+            *model.graph.inputs,
+            *model.graph.initializers.values(),
+            *(o for n in model.graph for o in n.outputs),
+        )
         if value.name
     )
     found += [f"value {name}: defined {times} times" for name, times in defined.items() if times > 1]

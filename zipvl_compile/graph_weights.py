@@ -22,7 +22,7 @@ def fill_computed(graph: ir.Graph) -> None:
     for name in open_weights(graph):
         value = graph.initializers[name]
         if name.endswith(".position_ids") and value.shape is not None:
-            value.const_value = ir.tensor(np.arange(value.shape[-1]).reshape(value.shape.numpy()), name=name)
+            value.const_value = ir.tensor(np.arange(value.shape.numpy()[-1]).reshape(value.shape.numpy()), name=name)
 
 
 def open_weights(graph: ir.Graph) -> list[str]:

@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
+
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, PLUGIN_ATTRIBUTES
 
 _ATTRIBUTE_TYPES = {float: OpSchema.AttrType.FLOAT, int: OpSchema.AttrType.INT, str: OpSchema.AttrType.STRING}
-_TENSOR_TYPES = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int32)", "tensor(int64)", "tensor(bool)"]
+_TENSOR_TYPES = [
+    "tensor(float)",
+    "tensor(float16)",
+    "tensor(bfloat16)",
+    "tensor(int32)",
+    "tensor(int64)",
+    "tensor(bool)",
+]
 
 
 def translation_table() -> dict[Any, Callable[..., Any]]:
@@ -56,5 +64,7 @@ def _onnx_schema(op: str, inputs: int, outputs: int, attributes: dict[str, Any])
             *((f"T{i}", _TENSOR_TYPES, "") for i in range(inputs)),
             *((f"U{i}", _TENSOR_TYPES, "") for i in range(outputs)),
         ],
-        attributes=[OpSchema.Attribute(name, _ATTRIBUTE_TYPES[type(v)], required=False) for name, v in attributes.items()],
+        attributes=[
+            OpSchema.Attribute(name, _ATTRIBUTE_TYPES[type(v)], required=False) for name, v in attributes.items()
+        ],
     )

@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
-from zipvl_serving.errors import InputError, nearest
 
 from zipvl_compile.recipe_source import (
     Key,
@@ -25,6 +24,7 @@ from zipvl_compile.recipe_source import (
     read_override,
     shorten,
 )
+from zipvl_serving.errors import InputError, nearest
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "torch")
 PLANNED_CACHES = ("quantise", "evict+quantise")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from zipvl_serving.errors import InputError, nearest
 
 Key = tuple[str, ...]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
 from zipvl_serving.errors import ZipvlError
 
 if TYPE_CHECKING:

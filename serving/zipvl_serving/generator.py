@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError
@@ -59,9 +60,9 @@ class PromptResult:
     """Whether selection was skipped, by request or because the prompt is below the break-even length."""
     counts: list[int]
     """Per layer, tokens in T."""
-    index: list[np.ndarray]
+    index: list[Array]
     """Per layer, int32 [count], the tokens of T."""
-    logits: np.ndarray
+    logits: Array
     """float32 [vocabulary]."""
 
     @property
@@ -107,8 +108,8 @@ class Generator:
         limit = self.bundle.manifest.limits.max_input_tokens
         if len(prompt.input_ids) > limit:
             raise InputError(
-                f"the prompt has {len(prompt.input_ids)} tokens, this bundle takes {limit} at most; shorten it or raise "
-                "target.limits.max_input_tokens in the recipe"
+                f"the prompt has {len(prompt.input_ids)} tokens, this bundle takes {limit} at most; shorten it or "
+                "raise target.limits.max_input_tokens in the recipe"
             )
         return prompt
 
@@ -143,7 +144,9 @@ class Generator:
         """
         limit = self.bundle.manifest.limits.max_new_tokens
         if sampling.max_new_tokens > limit:
-            raise InputError(f"max_new_tokens: {sampling.max_new_tokens} is out of range; this bundle takes 1 to {limit}")
+            raise InputError(
+                f"max_new_tokens: {sampling.max_new_tokens} is out of range; this bundle takes 1 to {limit}"
+            )
         started = time.perf_counter()
         sampler, decoder = Sampler(sampling), StreamDecoder(self.processor.tokenizer)
         result, outputs = self.prefill(prompt, params)
@@ -183,9 +186,7 @@ class Generator:
         finally:
             self._pool.release(cached)
 
-    def answer(
-        self, prompt: EncodedPrompt, sampling: SamplingParams, params: MethodParams | None = None
-    ) -> Generation:
+    def answer(self, prompt: EncodedPrompt, sampling: SamplingParams, params: MethodParams | None = None) -> Generation:
         """Generate to the end."""
         *_, (_, last) = self.stream(prompt, sampling, params)
         return last

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from zipvl_serving.arrays import Array
 from zipvl_serving.errors import ZipvlError
 
 
@@ -29,8 +30,8 @@ class KVPool:
     keys, values float32 [pages, page_size, kv_heads, head_dim]. Not safe for several threads: one thread steps.
     """
 
-    keys: np.ndarray
-    values: np.ndarray
+    keys: Array
+    values: Array
     free: list[int] = field(default_factory=list)
 
     @classmethod
@@ -54,7 +55,7 @@ class KVPool:
     def pages_used(self) -> int:
         return self.pages - len(self.free)
 
-    def store(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> CachedSequence:
+    def store(self, layers: list[tuple[Array, Array]]) -> CachedSequence:
         """Copy a prefill's keys and values [rows, kv_heads, head_dim] per layer into fresh pages.
 
         Raises ZipvlError, with nothing allocated, where the pool has too few free pages.
@@ -76,7 +77,7 @@ class KVPool:
             sequence.rows[layer] = len(keys)
         return sequence
 
-    def append(self, sequence: CachedSequence, keys: np.ndarray, values: np.ndarray) -> None:
+    def append(self, sequence: CachedSequence, keys: Array, values: Array) -> None:
         """Add one row to every layer: keys, values [layers, kv_heads, head_dim]."""
         wanting = sum(rows % self.page_size == 0 for rows in sequence.rows)
         if wanting > len(self.free):
@@ -105,8 +106,8 @@ def page_bytes(page_size: int, kv_heads: int, head_dim: int) -> int:
     return 2 * page_size * kv_heads * head_dim * np.dtype(np.float32).itemsize
 
 
-def block_tables(sequences: list[CachedSequence]) -> tuple[np.ndarray, np.ndarray]:
-    """A decode batch's tables: block ids int32 [layers, batch, blocks], padded with page 0, and rows [layers, batch]."""
+def block_tables(sequences: list[CachedSequence]) -> tuple[Array, Array]:
+    """Tables of a batch, int32: block ids [layers, batch, blocks], padded with page 0, and rows [layers, batch]."""
     layers = len(sequences[0].rows)
     width = max(len(blocks) for sequence in sequences for blocks in sequence.blocks)
     tables = np.zeros((layers, len(sequences), width), dtype=np.int32)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 

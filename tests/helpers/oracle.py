@@ -55,7 +55,7 @@ def select(
     """Equations 7 and 9, then the forced tokens."""
     n = len(accumulated)
     p = n if tau >= 1 else important_count(accumulated, tau)
-    p = min(max(p, max(1, round(ratio_min * n))), max(1, round(ratio_max * n)))
+    p = min(max(p, 1, round(ratio_min * n)), max(1, round(ratio_max * n)))
     best = sorted(range(n), key=lambda j: (-float(normalised[j]), j))[:p]
     important = sorted({*best, *(j for j in range(n) if forced[j])})
     return Selection(accumulated, normalised, p, important)

@@ -19,11 +19,11 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from zipvl_serving.errors import InputError, ZipvlError
 
 from zipvl_compile import checkpoint_hashes
 from zipvl_compile.checkpoint import Checkpoint
 from zipvl_compile.checkpoint_names import canonical_name, is_computed
+from zipvl_serving.errors import InputError, ZipvlError
 
 PROJECTOR = "model.multi_modal_projector.linear_1.weight"
 

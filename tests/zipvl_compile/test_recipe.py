@@ -15,10 +15,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from zipvl_serving.errors import InputError
 
 from zipvl_compile.recipe import BACKENDS, LoadedRecipe, Recipe, dump_yaml, format_size, load_recipe, parse_size
 from zipvl_compile.recipe_source import find_recipe, recipe_names, recipes_dir
+from zipvl_serving.errors import InputError
 
 HEAD = "name: r\nmodel:\n  source: here\n"  # lines 1 to 3 of most recipes below
 

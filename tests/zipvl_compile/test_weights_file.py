@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from zipvl_serving.errors import ZipvlError
 
 from zipvl_compile.weights_file import StoredTensor, read_header, write_safetensors
+from zipvl_serving.errors import ZipvlError
 
 TORCH_DTYPES = {
     "F32": torch.float32,

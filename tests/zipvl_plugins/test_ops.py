@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from zipvl_plugins import ops
-
 from helpers.faces import relative_error, run_onnx
+
+from zipvl_plugins import ops
 
 TOLERANCE = 1e-4
 

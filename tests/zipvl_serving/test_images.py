@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
 from zipvl_serving.errors import InputError
 from zipvl_serving.images import ImageProcessor, load_image
 

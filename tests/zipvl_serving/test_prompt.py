@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+from zipvl_compile.demo.model import build_config, build_processor
 from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.prompt import PromptProcessor
-
-from zipvl_compile.demo.model import build_config, build_processor
 
 SENTENCES = [
     "What is in this picture? A red bicycle leans against a wall.",

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.sampling import Sampler, SamplingParams
 

@@ -69,10 +69,10 @@ def pack(
     rows = [_pack_row(prefix, questions) for questions in asked]
     length = max(len(row[0]) for row in rows)
     fills = (_ID["<pad>"], -1, 0, _IGNORE)
-    columns = [
+    ids, segment, positions, labels = (
         torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows]) for i, fill in enumerate(fills)
-    ]
-    return PackedBatch(pixels_of(drawn), *columns, asked)
+    )
+    return PackedBatch(pixels_of(drawn), ids, segment, positions, labels, asked)
 
 
 def _pack_row(prefix: list[int], questions: list[Question]) -> tuple[list[int], list[int], list[int], list[int]]:

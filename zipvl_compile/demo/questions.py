@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zipvl_compile.demo.scenes import CLUTTER, COLORS, EMPTY, GRID, WHITE, Scene
+from zipvl_serving.arrays import Array
 
 _CELL_WORDS = (*COLORS, "white", "_", "_")
 """The word for each kind of cell; indexable by Scene.kind."""
@@ -39,7 +40,7 @@ def _digit_word(digit: int) -> str:
     return str(digit) if digit >= 0 else "_"
 
 
-def _count_weights(counts: np.ndarray) -> np.ndarray:
+def _count_weights(counts: Array) -> Array:
     """Weights that make the answers 0-9 equally likely over many scenes (a colour is mostly seen once)."""
     odds = np.where(counts == 1, 0.45, np.where(counts == 0, 0.07, 0.06))
     weights = 1 / odds
@@ -61,12 +62,14 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
     if task == "count":
         color = int(rng.choice(len(COLORS), p=_count_weights(counts)))
         return Question(task, f"how many digits is {COLORS[color]} ?", str(counts[color]))
-    if task == "cell":
-        return Question(task, f"which digit at row{row} col{col} ?", _digit_word(scene.digit[0, row, col]))
-    if task == "row":
-        return Question(task, f"read row{row} ?", " ".join(map(_digit_word, scene.digit[0, row])))
-    if task == "cell_color":
-        return Question(task, f"what color at row{row} col{col} ?", _CELL_WORDS[scene.kind[0, row, col]])
-    if task == "row_colors":
-        return Question(task, f"read colors of row{row} ?", " ".join(_CELL_WORDS[k] for k in scene.kind[0, row]))
+    digits, kinds = scene.digit[0], scene.kind[0]
+    places = {
+        "cell": (f"which digit at row{row} col{col} ?", [_digit_word(digits[row, col])]),
+        "row": (f"read row{row} ?", [_digit_word(digit) for digit in digits[row]]),
+        "cell_color": (f"what color at row{row} col{col} ?", [_CELL_WORDS[kinds[row, col]]]),
+        "row_colors": (f"read colors of row{row} ?", [_CELL_WORDS[kind] for kind in kinds[row]]),
+    }
+    if task in places:
+        text, words = places[task]
+        return Question(task, text, " ".join(words))
     raise ValueError(f"unknown task {task!r}; tasks are color, count, cell, row, cell_color, row_colors")

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from zipvl_serving.arrays import Array
+
 GRID = 6
 CELL = 8
 SIDE = GRID * CELL
@@ -31,16 +33,16 @@ _SHIFTS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 class Scene:
     """One image, or the frames of one video, with what is in every cell."""
 
-    frames: np.ndarray
+    frames: Array
     """uint8 [frames, 48, 48, 3], RGB."""
-    kind: np.ndarray
+    kind: Array
     """int [frames, 6, 6]: an index into COLORS, or WHITE, CLUTTER, EMPTY."""
-    digit: np.ndarray
+    digit: Array
     """int [frames, 6, 6]: 0-9, or -1 where the cell holds no digit."""
 
 
 @lru_cache(maxsize=2)
-def glyphs(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+def glyphs(held_out: bool) -> tuple[Array, Array]:
     """Handwritten digits in all nine one-pixel shifts.
 
     Returns (ink float32 [glyphs, 9, 8, 8] in 0-1, label int [glyphs]); the split is fixed by seed 0.
@@ -56,7 +58,7 @@ def glyphs(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(shifted, axis=1), data.target[chosen].astype(np.int64)
 
 
-def _color_counts(rng: np.random.Generator, most: int) -> np.ndarray:
+def _color_counts(rng: np.random.Generator, most: int) -> Array:
     """How often each colour appears: once (45 %), never (7 %), else 2-9 times; `most` cells at most in all."""
     while True:
         draw = rng.random(len(COLORS))
@@ -88,7 +90,7 @@ def sample_scenes(rng: np.random.Generator, scenes: int, frames: int, *, held_ou
     ]
 
 
-def _render(rng: np.random.Generator, kind: np.ndarray, ink: np.ndarray) -> np.ndarray:
+def _render(rng: np.random.Generator, kind: Array, ink: Array) -> Array:
     """Paint cells: kind int [scenes, cells], ink [scenes, cells, 8, 8] -> uint8 [scenes, frames, 48, 48, 3]."""
     shape = kind.shape
     brightness = rng.uniform(0.7, 1.0, shape).astype(np.float32)

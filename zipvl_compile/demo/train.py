@@ -1,7 +1,7 @@
 """Train the demo model from scratch on two CPU cores.
 
 First the vision tower alone learns to name what is in every cell; then, with the tower frozen, projector and
-decoder learn to answer: one frame, a few frames, up to 32. Every stage is seeded and leaves a checkpoint to resume from.
+decoder learn to answer: one frame, a few frames, up to 32. Every stage is seeded and leaves a state to resume from.
 """
 
 from __future__ import annotations

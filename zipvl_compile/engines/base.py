@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+
 from zipvl_plugins.ops import Executor
 from zipvl_serving.contract import GraphName
 from zipvl_serving.errors import InputError, nearest

@@ -6,10 +6,10 @@ import importlib.metadata
 from pathlib import Path
 
 import onnx_ir as ir
-from zipvl_serving.contract import GraphName
-from zipvl_serving.errors import ZipvlError
 
 from zipvl_compile.engines.base import Availability, EngineBuilder
+from zipvl_serving.contract import GraphName
+from zipvl_serving.errors import ZipvlError
 
 
 class OnnxRuntimeBuilder(EngineBuilder):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
 from zipvl_plugins.gather_projection.reference import gather_projection
 from zipvl_plugins.gather_rows.reference import gather_rows
 from zipvl_plugins.paged_attention.reference import paged_attention
@@ -16,8 +18,6 @@ from zipvl_plugins.probe_scores.reference import probe_scores
 from zipvl_plugins.projection_scatter.reference import projection_scatter
 from zipvl_plugins.select_tokens.reference import select_tokens
 from zipvl_plugins.sparse_attention.reference import sparse_attention
-
-from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
 
 
 class RMSNorm(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from zipvl_serving.errors import InputError
 
 from zipvl_compile.models.spec import DecoderSpec, Rope
+from zipvl_serving.errors import InputError
 
 _MODEL_TYPES = ("llama",)
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-from zipvl_serving.contract import ModelShape
-from zipvl_serving.errors import InputError
 
 from zipvl_compile.models.llama import decoder_spec
 from zipvl_compile.models.spec import DecoderSpec
+from zipvl_serving.contract import ModelShape
+from zipvl_serving.errors import InputError
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 _TOWERS = ("clip_vision_model", "siglip_vision_model")

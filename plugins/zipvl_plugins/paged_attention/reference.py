@@ -1,6 +1,6 @@
 """paged_attention: decode attention of one layer over cached pages and the new token itself (Algorithm 2).
 
-    o = softmax(q [K_pages; k]^T * scale) [V_pages; v], one query per sequence
+o = softmax(q [K_pages; k]^T * scale) [V_pages; v], one query per sequence
 """
 
 from __future__ import annotations

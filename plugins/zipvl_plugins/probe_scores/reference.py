@@ -1,8 +1,8 @@
 """probe_scores: how much attention the probe queries pay to every token (paper equations 6, 8 and A).
 
-    A           = softmax(q k^T * scale), causal, one row per probe and head
-    accumulated = sum of A over probes and heads, per column j
-    normalised  = accumulated_j / number of probes at or after j
+A           = softmax(q k^T * scale), causal, one row per probe and head
+accumulated = sum of A over probes and heads, per column j
+normalised  = accumulated_j / number of probes at or after j
 """
 
 from __future__ import annotations

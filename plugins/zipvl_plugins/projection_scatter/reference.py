@@ -1,6 +1,6 @@
 """projection_scatter: the attention's output projection on T, zero elsewhere (Algorithm 1's padded output).
 
-    Y[index[i]] = O[i] W^T + b for i < count;  every other row of Y is zero
+Y[index[i]] = O[i] W^T + b for i < count;  every other row of Y is zero
 """
 
 from __future__ import annotations

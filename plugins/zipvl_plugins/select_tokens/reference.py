@@ -1,7 +1,7 @@
 """select_tokens: the important tokens T of a layer (paper equations 7 and 9).
 
-    p = the smallest count whose largest accumulated scores sum to tau x total, held between the two ratios
-    T = the p tokens of largest normalised score (ties: lower index first) and all forced tokens
+p = the smallest count whose largest accumulated scores sum to tau x total, held between the two ratios
+T = the p tokens of largest normalised score (ties: lower index first) and all forced tokens
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """sparse_attention: causal attention among the tokens of T (Algorithm 1, FlashAttention(Q[T], K[T], V[T])).
 
-    O_i = sum over j <= i of softmax(q_i k_j * scale) v_j,   i, j < count, in compacted order
+O_i = sum over j <= i of softmax(q_i k_j * scale) v_j,   i, j < count, in compacted order
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def sparse_attention(
     Returns [n, heads * d]; rows at or after `count` are undefined.
     """
     rows = int(count)
-    heads_first = [t[None, :rows].transpose(1, 2) for t in (q, k, v)]
-    attended = F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale, enable_gqa=True)
+    query, key, value = (t[None, :rows].transpose(1, 2) for t in (q, k, v))
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     out = q.new_zeros(q.shape[0], q.shape[1] * q.shape[2])
     out[:rows] = attended[0].transpose(0, 1).flatten(1)
     return out

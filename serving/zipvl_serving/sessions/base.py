@@ -6,8 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-
+from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import ZipvlError, nearest
 
@@ -16,10 +15,10 @@ from zipvl_serving.errors import ZipvlError, nearest
 class PrefillInputs:
     """Inputs of the prefill graph but for the image features; see docs/contract.md."""
 
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    probe_positions: np.ndarray
-    forced: np.ndarray
+    input_ids: Array
+    position_ids: Array
+    probe_positions: Array
+    forced: Array
     tau: float
     ratio_min: float
     ratio_max: float
@@ -29,13 +28,13 @@ class PrefillInputs:
 class PrefillOutputs:
     """Outputs of the prefill graph."""
 
-    logits: np.ndarray
+    logits: Array
     """float32 [vocabulary], of the last token."""
-    counts: np.ndarray
+    counts: Array
     """int32 [layers], tokens in T."""
-    index: list[np.ndarray]
+    index: list[Array]
     """Per layer, int32 [count], the tokens of T, ascending."""
-    cache: list[tuple[np.ndarray, np.ndarray]]
+    cache: list[tuple[Array, Array]]
     """Per layer, keys and values [rows, kv_heads, head_dim] to cache."""
 
 
@@ -46,24 +45,24 @@ class Session(ABC):
         self.bundle = bundle
 
     @abstractmethod
-    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+    def vision(self, pixel_values: Array) -> Array:
         """pixel_values float32 [images, channels, height, width] -> image features [images * tokens, hidden]."""
 
     @abstractmethod
-    def prefill(self, inputs: PrefillInputs, image_features: np.ndarray | None) -> PrefillOutputs:
+    def prefill(self, inputs: PrefillInputs, image_features: Array | None) -> PrefillOutputs:
         """Run one prompt; image_features [visual, hidden] or None for a prompt without images."""
 
     @abstractmethod
     def decode(
         self,
-        input_ids: np.ndarray,
-        position_ids: np.ndarray,
-        keys: np.ndarray,
-        values: np.ndarray,
-        tables: np.ndarray,
-        context: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One step of a batch: -> logits [batch, vocabulary], new keys and values [layers, batch, kv_heads, head_dim]."""
+        input_ids: Array,
+        position_ids: Array,
+        keys: Array,
+        values: Array,
+        tables: Array,
+        context: Array,
+    ) -> tuple[Array, Array, Array]:
+        """One step of a batch: logits [batch, vocabulary], new keys and values [layers, batch, kv_heads, head_dim]."""
 
 
 _SESSIONS = {"onnxruntime": ("zipvl_serving.sessions.onnxruntime", "OnnxRuntimeSession")}

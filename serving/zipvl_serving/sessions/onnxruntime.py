@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 
+from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.contract import GraphName, graph_spec
 from zipvl_serving.errors import ZipvlError
@@ -52,34 +53,30 @@ class OnnxRuntimeSession(Session):
         if len(wanted) != len(found):
             raise ZipvlError(f"{self.bundle.graph_path(graph)}: breaks the contract: {len(found)} tensors")
 
-    def vision(self, pixel_values: np.ndarray) -> np.ndarray:
+    def vision(self, pixel_values: Array) -> Array:
         (features,) = self._graphs["vision"].run(None, {"pixel_values": pixel_values})
-        flat: np.ndarray = features.reshape(-1, features.shape[-1])
+        flat: Array = features.reshape(-1, features.shape[-1])
         return flat
 
-    def prefill(self, inputs: PrefillInputs, image_features: np.ndarray | None) -> PrefillOutputs:
+    def prefill(self, inputs: PrefillInputs, image_features: Array | None) -> PrefillOutputs:
         scalars = {
             name: np.array([getattr(inputs, name)], dtype=np.float32) for name in ("tau", "ratio_min", "ratio_max")
         }
-        arrays = {
-            name: getattr(inputs, name) for name in ("input_ids", "position_ids", "probe_positions", "forced")
-        }
+        arrays = {name: getattr(inputs, name) for name in ("input_ids", "position_ids", "probe_positions", "forced")}
         features = self._no_image if image_features is None else image_features
-        logits, counts, *kept = self._graphs["prefill"].run(
-            None, {**arrays, **scalars, "image_features": features}
-        )
+        logits, counts, *kept = self._graphs["prefill"].run(None, {**arrays, **scalars, "image_features": features})
         index = [tokens[:count] for tokens, count in zip(kept[0::3], counts, strict=True)]
         return PrefillOutputs(logits, counts, index, list(zip(kept[1::3], kept[2::3], strict=True)))
 
     def decode(
         self,
-        input_ids: np.ndarray,
-        position_ids: np.ndarray,
-        keys: np.ndarray,
-        values: np.ndarray,
-        tables: np.ndarray,
-        context: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        input_ids: Array,
+        position_ids: Array,
+        keys: Array,
+        values: Array,
+        tables: Array,
+        context: Array,
+    ) -> tuple[Array, Array, Array]:
         logits, new_keys, new_values = self._graphs["decode"].run(
             None,
             {

@@ -1,0 +1,1 @@
+"""What each command of zipvl-compile does: parse, call, print."""

@@ -1,0 +1,59 @@
+"""Every error as one line on stderr and an exit code; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from zipvl_serving.errors import ZipvlError
+
+TRACEBACK_VARIABLE = "ZIPVL_TRACEBACK"
+INTERRUPTED = 130
+
+
+class GuardedGroup(TyperGroup):
+    """A command group whose commands may raise ZipvlError."""
+
+    def invoke(self, ctx: Any) -> Any:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except ZipvlError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted; nothing half-written was left behind", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of stdout has gone (`| head`); writing the last buffer to it would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+        except MemoryError:
+            fail("out of memory", 1)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith(("click", "typer")):
+                raise
+            if os.environ.get(TRACEBACK_VARIABLE):
+                traceback.print_exc()
+            text = " ".join(str(error).split())[:300]
+            fail(f"internal: {type(error).__name__}: {text} (a bug; {TRACEBACK_VARIABLE}=1 shows where)", 1)
+
+
+def fail(message: str, code: int) -> None:
+    """Print the one line and leave."""
+    typer.echo("error: " + " ".join(message.split("\n")), err=True)
+    raise typer.Exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM cleans up like Ctrl-C does."""
+    raise KeyboardInterrupt

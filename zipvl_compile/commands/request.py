@@ -1,0 +1,36 @@
+"""From a request's options to the serving side's types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zipvl_serving.generator import Generator, MethodParams
+from zipvl_serving.images import load_image
+from zipvl_serving.prompt import EncodedPrompt
+
+
+def method_params(
+    generator: Generator,
+    tau: float | None,
+    ratio_min: float | None,
+    ratio_max: float | None,
+    probe_seed: int | None,
+    *,
+    dense: bool,
+) -> MethodParams:
+    """The bundle's defaults with what the request says; a ceiling below the default floor lowers that floor too."""
+    params = MethodParams.defaults(generator.bundle.manifest.method)
+    if ratio_max is not None and ratio_min is None:
+        ratio_min = min(params.ratio_min, ratio_max)
+    if ratio_min is not None and ratio_max is None:
+        ratio_max = max(params.ratio_max, ratio_min)
+    given: dict[str, Any] = {"tau": tau, "ratio_min": ratio_min, "ratio_max": ratio_max, "seed": probe_seed}
+    return replace(params, dense=dense, **{name: value for name, value in given.items() if value is not None})
+
+
+def encode(generator: Generator, prompt: str, images: Sequence[Path] | None, *, raw: bool) -> EncodedPrompt:
+    """Read the images and encode the prompt."""
+    return generator.prepare(prompt, [load_image(path) for path in images or ()], raw=raw)
