@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.manifest import MANIFEST_FILE
 
-_STAGING = re.compile(r"^\.(?P<name>.+)\.partial-(?P<pid>\d+)$")
+_STAGING = re.compile(r"^\.(?P<name>.+)\.partial-(?P<pid>\d+)(?P<old>\.old)?$")
+"""A bundle in the making, or (`.old`) the one that it is about to replace."""
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def staged_directory(out: Path) -> Iterator[Path]:
     An existing bundle at `out` is replaced whole; anything else there is refused (InputError) and left alone. What
     killed processes left behind is swept up. A full disk or a missing permission is a one-line ZipvlError.
     """
-    out = out.absolute()
+    out = out.resolve()  # what a link points to is replaced, not the link
     check_replaceable(out)
     staging = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
@@ -41,38 +43,56 @@ def staged_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_replaceable(out: Path) -> None:
-    """InputError unless `out` is free, an empty directory or a bundle."""
-    if not out.exists() and not out.is_symlink():
+def check_replaceable(out: Path, aside: Path | None = None) -> None:
+    """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle."""
+    place = aside or out
+    if (place / MANIFEST_FILE).is_file() or not (place.exists() or place.is_symlink()):
         return
-    if not out.is_dir():
+    if not place.is_dir():
         raise InputError(f"{out}: is a file; --out names a directory")
-    if any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
+    if any(place.iterdir()) and not (place / MANIFEST_FILE).is_file():
         raise InputError(
             f"{out}: is a directory with other content; --out takes a new directory or a bundle to replace"
         )
 
 
 def _sweep(out: Path) -> None:
-    """Remove staging directories of processes that no longer run."""
+    """Remove what killed processes left beside `out`; a bundle that one of them had put aside comes back."""
     for candidate in out.parent.iterdir():
         match = _STAGING.match(candidate.name)
-        if match and match["name"] == out.name and not Path(f"/proc/{match['pid']}").exists():
+        if not match or match["name"] != out.name or _runs(int(match["pid"])):
+            continue
+        if match["old"] and not out.exists():
+            with suppress(OSError):  # another process was quicker
+                candidate.rename(out)
+        else:
             shutil.rmtree(candidate, ignore_errors=True)
 
 
+def _runs(pid: int) -> bool:
+    # This process has staged nothing yet: in a container, where every run may be process 1, it was an earlier one.
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
+
+
 def _replace(out: Path, staging: Path) -> None:
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = out.parent / f".{out.name}.replaced.partial-{os.getpid()}"
-    out.rename(old)
+    """Put `staging` in the place of `out`, whatever other processes put there meanwhile."""
+    old = staging.with_name(f"{staging.name}.old")
     try:
-        staging.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        while True:
+            with suppress(FileNotFoundError):
+                out.rename(old)
+                check_replaceable(out, aside=old)
+            try:
+                staging.rename(out)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        state = "has no manifest.json" if folder.is_dir() else "does not exist"
+        state = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder}: not a bundle: it {state}; expected what `zipvl-compile build` leaves") from None
     except (OSError, ValueError) as error:
         raise ZipvlError(f"{file}: cannot be read: {str(error).splitlines()[0]}; rebuild the bundle") from None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,9 +26,9 @@ class GuardedGroup(TyperGroup):
     """A command group whose commands may raise ZipvlError."""
 
     def invoke(self, ctx: Any) -> Any:
-        signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
+            with _interruptible():
+                return super().invoke(ctx)
         except ZipvlError as error:
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -52,6 +56,29 @@ def fail(message: str, code: int) -> None:
     """Print the one line and leave."""
     typer.echo("error: " + " ".join(message.split("\n")), err=True)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM cleans up like Ctrl-C does, and neither gets lost.
+
+    Python drops an exception that is raised in a weakref callback, and the exporter of torch spends much of its time in
+    those: an interrupt that was dropped is raised again a moment later.
+    """
+
+    def on_dropped(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+        else:
+            hook(dropped)
+
+    hook, sys.unraisablehook = sys.unraisablehook, on_dropped
+    handler = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        sys.unraisablehook = hook
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

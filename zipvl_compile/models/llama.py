@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from zipvl_compile.models.require import require
 from zipvl_compile.models.spec import DecoderSpec, Rope
-from zipvl_serving.errors import InputError
 
-_MODEL_TYPES = ("llama",)
+MODEL_TYPES = ("llama",)
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -19,18 +19,12 @@ def decoder_spec(text_config: Any, image_token: int) -> DecoderSpec:
     Raises InputError, naming the setting, for anything that would change the result: another architecture, activation,
     rotary type or a sliding window.
     """
-    model_type = text_config.model_type
-    if model_type not in _MODEL_TYPES:
-        raise _unsupported("model_type", model_type, _MODEL_TYPES)
-    if text_config.hidden_act not in ("silu", "swish"):
-        raise _unsupported("hidden_act", text_config.hidden_act, ("silu",))
-    rope_type = text_config.rope_parameters.get("rope_type", "default")
-    if rope_type not in _ROPE_TYPES:
-        raise _unsupported("rope_parameters.rope_type", rope_type, _ROPE_TYPES)
-    if text_config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _unsupported("rope_parameters.partial_rotary_factor", "below 1", ("1.0",))
-    if getattr(text_config, "sliding_window", None):
-        raise _unsupported("sliding_window", text_config.sliding_window, ("null",))
+    rope = text_config.rope_parameters
+    require("text_config.model_type", text_config.model_type, MODEL_TYPES)
+    require("text_config.hidden_act", text_config.hidden_act, ("silu", "swish"))
+    require("text_config.rope_parameters.rope_type", rope.get("rope_type", "default"), _ROPE_TYPES)
+    require("text_config.rope_parameters.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,))
+    require("text_config.sliding_window", getattr(text_config, "sliding_window", None), (None,))
     heads = text_config.num_attention_heads
     bias = bool(text_config.attention_bias)
     return DecoderSpec(
@@ -55,7 +49,3 @@ def decoder_spec(text_config: Any, image_token: int) -> DecoderSpec:
 def _rope(text_config: Any) -> Rope:
     rotary = LlamaRotaryEmbedding(text_config)
     return Rope(tuple(rotary.inv_freq.tolist()), float(rotary.attention_scaling))
-
-
-def _unsupported(key: str, value: object, valid: tuple[str, ...]) -> InputError:
-    return InputError(f"config.json: text_config.{key}: {value!r} is not supported; valid: {', '.join(valid)}")

@@ -9,12 +9,11 @@ from torch import nn
 from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from zipvl_compile.models.llama import decoder_spec
+from zipvl_compile.models.llama import MODEL_TYPES, decoder_spec
+from zipvl_compile.models.require import require
 from zipvl_compile.models.spec import DecoderSpec
 from zipvl_serving.contract import ModelShape
-from zipvl_serving.errors import InputError
 
-ARCHITECTURE = "LlavaForConditionalGeneration"
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 _STRATEGIES = ("default", "full")
 
@@ -41,19 +40,12 @@ class LlavaFamily:
     """What the build needs to know of one LLaVA checkpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        # Before transformers reads the configuration: what it does not know it refuses with a page of names.
+        text, vision = (config.get(part) or {} for part in ("text_config", "vision_config"))
+        require("text_config.model_type", text.get("model_type", "llama"), MODEL_TYPES)
+        require("vision_config.model_type", vision.get("model_type", "clip_vision_model"), _TOWERS)
         self.config: LlavaConfig = LlavaConfig.from_dict(config)
-        vision = self.config.vision_config
-        if vision.model_type not in _TOWERS:
-            raise InputError(
-                f"config.json: vision_config.model_type: {vision.model_type!r} is not supported; "
-                f"valid: {', '.join(_TOWERS)}"
-            )
-        strategy = self.config.vision_feature_select_strategy
-        if strategy not in _STRATEGIES:
-            raise InputError(
-                f"config.json: vision_feature_select_strategy: {strategy!r} is not supported; "
-                f"valid: {', '.join(_STRATEGIES)}"
-            )
+        require("vision_feature_select_strategy", self.config.vision_feature_select_strategy, _STRATEGIES)
         self.decoder: DecoderSpec = decoder_spec(self.config.text_config, self.config.image_token_id)
 
     def build_vision(self) -> nn.Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from zipvl_serving.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -22,5 +24,8 @@ def family(config: dict[str, Any]) -> LlavaFamily:
             f"config.json: architectures: {architecture!r} is not supported; {nearest(architecture, _FAMILIES)}"
         )
     module, name = _FAMILIES[architecture]
-    found: LlavaFamily = getattr(importlib.import_module(module), name)(config)
+    try:
+        found: LlavaFamily = getattr(importlib.import_module(module), name)(config)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:  # transformers' own checks
+        raise InputError(f"config.json: not a valid {architecture}: {' '.join(str(error).split())}") from error
     return found
