@@ -118,12 +118,12 @@ def _build(
     model = family(checkpoint.config)
     checkpoint.verify(model.expected_tensors(), model.optional_tensors())
     _check_fit(recipe, model)
+    PromptProcessor(checkpoint.directory)  # a checkpoint whose prompts cannot be made fails before the long work
     with staged_directory(out) as staging:
         processor = staging / PROCESSOR_FOLDER
         processor.mkdir()
         for file in checkpoint.processor_files():
             shutil.copyfile(file, processor / file.name)
-        PromptProcessor(processor)  # a checkpoint whose prompts cannot be made fails before the long work
         graphs = _export(recipe, model, engine_builder, timer)
         parameters = _place_weights(recipe, checkpoint, model, graphs, staging, timer)
         with timer.step("build engines") as detail:

@@ -82,7 +82,12 @@ def copy_from(entry: Path, out: Path) -> bool:
 def copy_bundle(source: Path, target: Path) -> None:
     """Copy a bundle, atomically."""
     with staged_directory(target) as staging:
-        shutil.copytree(source, staging, dirs_exist_ok=True)
+        for path in sorted(source.rglob("*")):
+            place = staging / path.relative_to(source)
+            if path.is_dir():
+                place.mkdir()
+            else:
+                shutil.copyfile(path, place)
 
 
 def _sources_digest() -> str:

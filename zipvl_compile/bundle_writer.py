@@ -31,6 +31,8 @@ def staged_directory(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
         staging.mkdir()
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: cannot be written: {out.parent} is not a directory") from None
     except OSError as error:
         raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}") from None
     try:

@@ -59,6 +59,7 @@ def _lint_function(function: ir.Function, graph_opsets: dict[str, int]) -> Itera
     for node in ir.traversal.RecursiveGraphIterator(function.graph):
         if node.name:
             yield f"function {function.name}: node {node.op_type} has a name, {node.name!r}"
-        for value in node.outputs:
+        bodies = (a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH)
+        for value in (*node.outputs, *(value for body in bodies for value in body.inputs)):
             if value.name and value.name not in public and not value.name.startswith(f"{function.name}_"):
                 yield f"function {function.name}: value {value.name!r} lacks the prefix {function.name}_"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         state = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder}: not a bundle: it {state}; expected what `zipvl-compile build` leaves") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ZipvlError(f"{file}: cannot be read: {str(error).splitlines()[0]}; rebuild the bundle") from None
     version = body.get("schema_version") if isinstance(body, dict) else None
     if version != SCHEMA_VERSION:
@@ -109,9 +110,14 @@ def _check_runtime(folder: Path, manifest: Manifest) -> None:
         here = importlib.metadata.version(engine.backend)
     except importlib.metadata.PackageNotFoundError:
         raise ZipvlError(f"{folder}: needs {engine.backend}; install it: pip install {engine.backend}") from None
-    wanted, found = ([int(part) for part in v.split(".")[:2]] for v in (engine.backend_version, here))
+    wanted, found = _major_minor(engine.backend_version), _major_minor(here)
     if found[0] != wanted[0] or found < wanted:
         raise ZipvlError(
             f"{folder}: was built with {engine.backend} {engine.backend_version}, here is {here}; "
             f"install {engine.backend}>={wanted[0]}.{wanted[1]},<{wanted[0] + 1} or rebuild the bundle"
         )
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    major, minor, *_ = [int(number) for number in re.findall(r"\d+", version)] + [0, 0]
+    return major, minor

@@ -38,7 +38,7 @@ class MethodParams:
         for name, value, valid, holds in (
             ("tau", self.tau, "> 0 and <= 1", 0 < self.tau <= 1),
             ("ratio_min", self.ratio_min, ">= 0 and <= 1", 0 <= self.ratio_min <= 1),
-            ("ratio_max", self.ratio_max, "> 0 and <= 1", 0 < self.ratio_max <= 1),
+            ("ratio_max", self.ratio_max, ">= 0 and <= 1", 0 <= self.ratio_max <= 1),
             ("probe seed", self.seed, ">= 0", self.seed >= 0),
         ):
             if not holds:

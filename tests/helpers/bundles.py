@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zipvl_serving.errors import ZipvlError
+from zipvl_serving.manifest import digest
 
 if TYPE_CHECKING:
     from zipvl_compile.build import BuildResult
 
+QUESTION = "which digit is red ?"
+LAYERS = 2
 TOKENS_PER_IMAGE = 36
+PAGE_SIZE = 4
 MAX_INPUT_TOKENS = 512
 MAX_NEW_TOKENS = 32
-PAGE_SIZE = 4
 
 RECIPE = f"""
 name: tiny
@@ -32,7 +44,7 @@ benchmarks: {{break_even_lengths: [8]}}
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Save a LLaVA of two decoder layers with the demo's tokenizer and image processor."""
+    """Save a LLaVA with the demo's tokenizer and image processor."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -43,26 +55,63 @@ def write_checkpoint(folder: Path) -> Path:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
         image_size=demo.vision_config.image_size, patch_size=demo.vision_config.patch_size,
     )  # fmt: skip
-    text = LlamaConfig(
-        **{
-            **demo.text_config.to_dict(), "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8,
-            "intermediate_size": 48, "max_position_embeddings": 4096, "initializer_range": 0.15,
-        }
+    changes = {
+        "num_hidden_layers": LAYERS, "hidden_size": 32, "head_dim": 8, "intermediate_size": 48,
+        "max_position_embeddings": 4096, "initializer_range": 0.5,
+    }  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**{**demo.text_config.to_dict(), **changes}),
+        image_token_id=demo.image_token_id, vision_feature_layer=-1, image_seq_length=TOKENS_PER_IMAGE,
+        tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=demo.image_token_id, vision_feature_layer=-1,
-            image_seq_length=TOKENS_PER_IMAGE, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    save_checkpoint(model, folder)
+    save_checkpoint(LlavaForConditionalGeneration(config), folder)
     return folder
 
 
-def build_bundle(recipe: Path, out: Path, *overrides: str, use_cache: bool = False) -> BuildResult:
+def build_recipe(recipe: Path, out: Path, *overrides: str, use_cache: bool = True) -> BuildResult:
     """Build a recipe file through the library."""
     from zipvl_compile.build import build
     from zipvl_compile.recipe import load_recipe
 
     return build(load_recipe(recipe, overrides), out, use_cache=use_cache)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, by relative name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def flip_byte(file: Path) -> None:
+    """Change one byte in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object], *, seal: bool) -> None:
+    """Change manifest.json; `seal` writes the digest that fits."""
+    file = bundle / "manifest.json"
+    body = json.loads(file.read_text())
+    change(body)
+    if seal:
+        body["digest"] = digest(body)
+    file.write_text(json.dumps(body))
+
+
+def random_image(seed: int) -> Image.Image:
+    """A picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@contextmanager
+def refusal(kind: type[ZipvlError], *parts: object) -> Iterator[None]:
+    """The block raises exactly `kind`: one line that holds every part."""
+    with pytest.raises(ZipvlError) as caught:
+        yield
+    line = str(caught.value)
+    assert type(caught.value) is kind, line
+    assert line.isprintable(), line  # no line break, no control character
+    for part in parts:
+        assert str(part) in line

@@ -76,8 +76,12 @@ def score(
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 1,
     out: Annotated[Path, typer.Option(help="Where the bundles go.")] = Path("build"),
     json_out: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    overrides: options.Set = None,
 ) -> None:
-    """Accuracy on held-out glyphs: full attention, literal ZipVL, a fixed ratio, and the settings that ship."""
+    """Accuracy on held-out glyphs: full attention, literal ZipVL, a fixed ratio, and the recipe's own settings.
+
+    --set changes the recipe for the last of these, to try others.
+    """
     from zipvl_compile.demo.score import COLUMNS
     from zipvl_compile.demo.score import score as ask_all
     from zipvl_serving.bundle import Bundle
@@ -85,10 +89,10 @@ def score(
 
     source = [f"model.source={checkpoint.absolute()}"] if checkpoint else []
     literal = ["zipvl.dense_layers=0", "zipvl.force.text=false", "zipvl.force.last=1"]
-    bundles = {"literal": source + literal, "shipped": source}
+    bundles = {"literal": source + literal, "shipped": source + (overrides or [])}
     generators = {}
-    for name, overrides in bundles.items():
-        build(RECIPE, out=out / f"score-{name}", overrides=overrides)
+    for name, settings in bundles.items():
+        build(RECIPE, out=out / f"score-{name}", overrides=settings)
         generators[name] = Generator(Bundle.open(out / f"score-{name}"))
     table: dict[str, dict[str, Any]] = {}
     with stage_progress() as report:
