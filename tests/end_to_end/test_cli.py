@@ -230,7 +230,7 @@ LOOK = f"inspect {{bundle}} --prompt '{QUESTION}'"
         ("recipe validate {tmp}/unknown.yaml", 2, "unknown.yaml:5: zipvl.tua: unknown key; did you mean 'tau'?"),
         ("recipe validate {tmp}/tau.yaml", 2, "tau.yaml:5: zipvl.tau: 1.5 is out of range; must be > 0 and <= 1"),
         ("recipe show {recipe} --set zipvl.tau=1.5", 2, "--set: zipvl.tau: 1.5 is out of range"),
-        ("recipe show {tmp}/nothing.yaml", 2, "no such recipe file; valid: digits"),
+        ("recipe show {tmp}/nothing.yaml", 2, "nothing.yaml: no such recipe file; valid: "),
         ("build {tmp}/tau.yaml --out {tmp}/out", 2, "zipvl.tau: 1.5 is out of range"),
         ("build {recipe} --set zipvl.tua=1 --out {tmp}/out", 2, "--set: zipvl.tua: unknown key"),
         ("build {recipe} --set model.source={tmp}/nothing --out {tmp}/out", 2, "checkpoint not found"),
