@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from helpers.bundles import LAYERS, MAX_INPUT_TOKENS, QUESTION, RECIPE, flip_byte, random_image
+from helpers.bundles import LAYERS, MAX_INPUT_TOKENS, QUESTION, RECIPE, edit_manifest, flip_byte, random_image
 from helpers.command_line import error_line, invoke, spawn, succeed
 from PIL import Image
 from typer.testing import CliRunner
 
 from zipvl_compile.commands.guard import GuardedGroup
+from zipvl_serving.errors import InputError, ZipvlError
 
 IMAGES = 3
 
@@ -156,11 +157,23 @@ def test_generate_takes_the_methods_options(tiny_bundle: Path, images: list[Path
     forced = answer("--ratio-min", "0.25", "--ratio-max", "0.25")
     wanted = round(0.25 * forced["prompt_tokens"])
     assert all(wanted <= count <= wanted + 1 for count in forced["kept_tokens_per_layer"])
-    assert answer("--ratio-min", "1")["ratio_per_layer"] == [1.0] * LAYERS, "the ceiling gives way to the floor"
     assert answer("--probe-seed", "7")["method"]["seed"] == 7
     sampled = [answer("--temperature", "3", "--seed", "5")["token_ids"] for _ in range(2)]
     assert sampled[0] == sampled[1] != usual["token_ids"]
     assert len(answer()["token_ids"]) <= 8, "the bundle's default"
+
+
+def test_a_bound_that_is_asked_for_moves_the_bundles_other_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    edit_manifest(bundle, lambda body: body["method"].update(ratio_min=0.4, ratio_max=0.6), seal=True)
+    for option, value, bounds in (
+        ("--ratio-min", 0.8, (0.8, 0.8)),
+        ("--ratio-min", 0.5, (0.5, 0.6)),
+        ("--ratio-max", 0.2, (0.2, 0.2)),
+        ("--ratio-max", 0.5, (0.4, 0.5)),
+    ):
+        method = json.loads(succeed("generate", bundle, "--prompt", QUESTION, option, str(value), "--json"))["method"]
+        assert (method["ratio_min"], method["ratio_max"]) == bounds
 
 
 def test_image_tokens_in_the_prompt_place_the_images(tiny_bundle: Path, images: list[Path]) -> None:
@@ -340,13 +353,15 @@ def test_a_bug_is_one_line_and_its_traceback_on_demand() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
+        (ZipvlError("first\nsecond"), 1, "first second"),
+        (InputError("wrong"), 2, "wrong"),
         (PermissionError(13, "Permission denied", "a.txt"), 1, "a.txt: Permission denied"),
         (OSError("odd"), 1, "system: odd"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted; nothing half-written was left behind"),
     ],
 )
-def test_the_systems_errors_are_one_line(error: BaseException, code: int, line: str) -> None:
+def test_every_error_is_one_line(error: BaseException, code: int, line: str) -> None:
     def command() -> None:
         raise error
 

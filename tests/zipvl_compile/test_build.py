@@ -28,19 +28,30 @@ from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError, ZipvlError
 
 _EXPORTED: dict[Any, Any] = {}
+"""Graphs by their contract: nothing else that these tests change has a say in them."""
 
 
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export each graph once for all tests: nothing that they change has a say in it."""
+def _remember_exports(monkeypatch: pytest.MonkeyPatch, *, reuse: bool) -> None:
     real = export.export_graph
 
     def remembered(build: Any, spec: Any, executor: Any) -> Any:
-        if spec not in _EXPORTED:
+        if not (reuse and spec in _EXPORTED):
             _EXPORTED[spec] = real(build, spec, executor)
         return _EXPORTED[spec].clone()
 
     monkeypatch.setattr(export, "export_graph", remembered)
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export each graph at most once for all tests."""
+    _remember_exports(monkeypatch, reuse=True)
+
+
+@pytest.fixture
+def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export, and remember it for the tests that need not."""
+    _remember_exports(monkeypatch, reuse=False)
 
 
 @pytest.fixture
@@ -90,7 +101,7 @@ def test_a_second_build_is_a_copy(cache: Path, tiny_recipe: Path, tiny_bundle: P
 
 
 def test_without_the_cache_the_same_is_built_anew(
-    cache: Path, tiny_recipe: Path, tiny_bundle: Path, work: Path
+    cache: Path, real_export: None, tiny_recipe: Path, tiny_bundle: Path, work: Path
 ) -> None:
     before = contents(cache)
     result = build_recipe(tiny_recipe, work / "anew", use_cache=False)
@@ -158,10 +169,11 @@ def test_whatever_has_a_say_in_the_result_is_in_the_key(
     assert build_recipe(recipe, work / "again").cache_hit
 
 
-def test_an_override_is_in_the_key_and_its_spelling_is_not(
+def test_a_value_is_in_the_key_and_neither_its_spelling_nor_the_source_is(
     cache: Path, quick_export: None, recipe: Path, work: Path
 ) -> None:
     assert build_recipe(recipe, work / "same", "zipvl.tau=0.80", "target.limits.kv_bytes=1024KiB").cache_hit
+    assert build_recipe(recipe, work / "moved", f"model.source={recipe.parent / 'checkpoint'}").cache_hit
     assert not build_recipe(recipe, work / "other", "zipvl.tau=0.81").cache_hit
 
 

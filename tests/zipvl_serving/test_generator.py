@@ -20,6 +20,7 @@ from helpers.bundles import (
 )
 
 from zipvl_serving.bundle import Bundle
+from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.generator import Generator, MethodParams
 from zipvl_serving.kv_pool import CachedSequence, KVPool, block_tables, page_bytes
@@ -102,6 +103,13 @@ def test_streamed_pieces_are_the_text(generator: Generator) -> None:
     assert answer.ttft_s > 0 and answer.tokens_per_s is not None
 
 
+def test_what_the_decoder_held_back_ends_the_text(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = ask(generator)
+    text = generator.answer(prompt, GREEDY).text
+    monkeypatch.setattr(StreamDecoder, "flush", lambda self: "!")
+    assert generator.answer(prompt, GREEDY).text == text + "!"
+
+
 def test_an_end_token_stops_and_is_not_spoken(generator: Generator) -> None:
     prompt = ask(generator)
     full = generator.answer(prompt, SamplingParams(temperature=5.0, seed=1, max_new_tokens=8))
@@ -146,7 +154,7 @@ def test_tau_drops_tokens(generator: Generator) -> None:
     assert counts[0] < counts[-1] == LAYERS * len(prompt.input_ids)
 
 
-@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 0.62, 1.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.1, 0.3, 0.62, 1.0])
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 def test_equal_bounds_force_the_ratio(generator: Generator, ratio: float, tau: float) -> None:
     prompt = ask(generator)
@@ -205,7 +213,7 @@ def test_prompts_below_the_break_even_run_dense(session: Session) -> None:
         ({"tau": float("nan")}, "tau: nan is out of range"),
         ({"ratio_min": -0.1}, "ratio_min: -0.1 is out of range"),
         ({"ratio_min": 1.1}, "ratio_min: 1.1 is out of range"),
-        ({"ratio_max": 0.0}, "ratio_max: 0.0 is out of range"),
+        ({"ratio_max": -0.1}, "ratio_max: -0.1 is out of range; must be >= 0 and <= 1"),
         ({"ratio_max": 2.0}, "ratio_max: 2.0 is out of range"),
         ({"ratio_min": 0.6, "ratio_max": 0.5}, "ratio_min: 0.6 is above ratio_max, 0.5"),
         ({"seed": -1}, "probe seed: -1 is out of range"),
@@ -340,6 +348,14 @@ def test_decoding_step_by_step_equals_a_longer_prefill(generator: Generator, ima
         (logits,) = steps.step([sequence], [token], [length + done - 1])
         expected, _ = generator.prefill(lengthened(prompt, tokens[:done]), dense)
         np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+
+
+def test_a_dense_answer_is_what_ever_longer_prefills_say(generator: Generator) -> None:
+    prompt, dense = ask(generator), params(generator, dense=True)
+    answer = generator.answer(prompt, GREEDY, dense)
+    for done, token in enumerate(answer.token_ids):
+        result, _ = generator.prefill(lengthened(prompt, answer.token_ids[:done]), dense)
+        assert result.logits.argmax() == token
 
 
 def test_a_batch_decodes_as_its_sequences_do_alone(generator: Generator) -> None:
