@@ -2,7 +2,7 @@
 
     python benchmarks/weights_memory.py [--hidden 1024] [--layers 8] [--out FILE]
 
-Builds a LLaVA with random weights, opens it in a fresh process, runs a prefill and a decode step and reads the process's
+Builds a LLaVA with random weights, opens it in a fresh process, runs prefill and a decode step and reads the process's
 own accounting. `proportional` (PSS) counts a page once however often it is mapped; `anonymous` is what is not backed by
 the bundle's file: a second copy of the weights would be there.
 """

@@ -16,7 +16,7 @@ from zipvl_serving.errors import ZipvlError
 from zipvl_serving.manifest import digest
 
 if TYPE_CHECKING:
-    from zipvl_compile.build import BuildResult
+    from zipvl_compile.bundling.pipeline import BuildResult
 
 QUESTION = "which digit is red ?"
 LAYERS = 2
@@ -71,8 +71,8 @@ def write_checkpoint(folder: Path) -> Path:
 
 def build_recipe(recipe: Path, out: Path, *overrides: str, use_cache: bool = True) -> BuildResult:
     """Build a recipe file through the library."""
-    from zipvl_compile.build import build
-    from zipvl_compile.recipe import load_recipe
+    from zipvl_compile.bundling.pipeline import build
+    from zipvl_compile.recipe.load import load_recipe
 
     return build(load_recipe(recipe, overrides), out, use_cache=use_cache)
 

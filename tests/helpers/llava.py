@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from zipvl_compile.build import build
+from zipvl_compile.bundling.pipeline import build
 from zipvl_compile.demo.model import build_processor
 from zipvl_compile.demo.questions import VOCABULARY
-from zipvl_compile.recipe import load_recipe
+from zipvl_compile.recipe.load import load_recipe
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
 from zipvl_serving.prompt import EncodedPrompt

@@ -19,9 +19,9 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     """Build a recipe into a bundle: export, weights, engines, manifest."""
-    from zipvl_compile.build import STEPS
-    from zipvl_compile.build import build as run
-    from zipvl_compile.recipe import load_recipe
+    from zipvl_compile.bundling.pipeline import STEPS
+    from zipvl_compile.bundling.pipeline import build as run
+    from zipvl_compile.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     target = out or Path("build") / loaded.recipe.name

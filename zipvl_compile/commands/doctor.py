@@ -46,7 +46,7 @@ def doctor(as_json: options.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything `doctor` prints, as JSON."""
-    from zipvl_compile import build_cache
+    from zipvl_compile.bundling import cache as build_cache
     from zipvl_compile.engines.base import availabilities
 
     return {

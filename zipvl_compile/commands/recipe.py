@@ -12,7 +12,7 @@ app = typer.Typer(help="Check and show recipes.", no_args_is_help=True)
 @app.command()
 def validate(recipe: options.Recipe, overrides: options.Set = None) -> None:
     """Check a recipe; an error names file, line and key."""
-    from zipvl_compile.recipe import load_recipe
+    from zipvl_compile.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     typer.echo(f"valid: {loaded.path} (model: {loaded.model_source})")
@@ -21,7 +21,8 @@ def validate(recipe: options.Recipe, overrides: options.Set = None) -> None:
 @app.command()
 def show(recipe: options.Recipe, overrides: options.Set = None, as_json: options.Json = False) -> None:
     """Print a recipe with everything it extends and every default filled in."""
-    from zipvl_compile.recipe import dump_yaml, load_recipe
+    from zipvl_compile.recipe.load import load_recipe
+    from zipvl_compile.recipe.schema import dump_yaml
 
     loaded = load_recipe(recipe, overrides or ())
     if as_json:
@@ -33,7 +34,7 @@ def show(recipe: options.Recipe, overrides: options.Set = None, as_json: options
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
-    from zipvl_compile.recipe import Recipe
+    from zipvl_compile.recipe.schema import Recipe
 
     options.print_json(Recipe.model_json_schema())
 
@@ -41,7 +42,7 @@ def schema() -> None:
 @app.command("list")
 def list_recipes() -> None:
     """Print the recipes that ship with the package."""
-    from zipvl_compile.recipe_source import recipe_names
+    from zipvl_compile.recipe.source import recipe_names
 
     for name in recipe_names():
         typer.echo(name)

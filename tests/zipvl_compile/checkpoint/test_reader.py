@@ -20,9 +20,9 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from zipvl_compile import checkpoint_hashes
-from zipvl_compile.checkpoint import Checkpoint
-from zipvl_compile.checkpoint_names import canonical_name, is_computed
+from zipvl_compile.checkpoint import hashes as checkpoint_hashes
+from zipvl_compile.checkpoint.names import canonical_name, is_computed
+from zipvl_compile.checkpoint.reader import Checkpoint
 from zipvl_serving.errors import InputError, ZipvlError
 
 PROJECTOR = "model.multi_modal_projector.linear_1.weight"

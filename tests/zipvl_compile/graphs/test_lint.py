@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from helpers.bundles import build_recipe, refusal
 
-from zipvl_compile import graph_lint
-from zipvl_compile.graph_lint import lint
+from zipvl_compile.graphs import lint as graph_lint
+from zipvl_compile.graphs.lint import lint
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 from zipvl_serving.contract import GRAPHS
 from zipvl_serving.errors import ZipvlError
@@ -143,7 +143,7 @@ def test_weights_may_be_open_before_they_are_placed(prefill: ir.Model) -> None:
 
 def test_a_finding_stops_the_build(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "zipvl_compile.export.export_graph", lambda *_: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+        "zipvl_compile.graphs.export.export_graph", lambda *_: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     )
     monkeypatch.setattr(graph_lint, "lint", lambda model, **_: ["first", "second"])
     with refusal(ZipvlError, "vision: first (+5 more)"):

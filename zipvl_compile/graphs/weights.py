@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from zipvl_compile.checkpoint import Checkpoint
+from zipvl_compile.checkpoint.reader import Checkpoint
 from zipvl_compile.weights_file import write_safetensors
 
 WEIGHTS_FILE = "weights.safetensors"

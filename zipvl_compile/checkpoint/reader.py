@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
 
-from zipvl_compile.checkpoint_hashes import hash_files
-from zipvl_compile.checkpoint_hub import fetch_checkpoint, is_hub_id
-from zipvl_compile.checkpoint_names import canonical_name, is_computed
+from zipvl_compile.checkpoint.hashes import hash_files
+from zipvl_compile.checkpoint.hub import fetch_checkpoint, is_hub_id
+from zipvl_compile.checkpoint.names import canonical_name, is_computed
 from zipvl_compile.weights_file import StoredTensor, read_header
 from zipvl_serving.errors import InputError, ZipvlError
 

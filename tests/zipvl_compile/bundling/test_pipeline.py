@@ -22,8 +22,9 @@ from helpers.bundles import build_recipe, contents, flip_byte, refusal
 from helpers.command_line import error_line, invoke, spawn
 from safetensors.torch import load_file, save_file
 
-from zipvl_compile import build_cache, export
-from zipvl_compile.bundle_writer import staged_directory
+from zipvl_compile.bundling import cache as build_cache
+from zipvl_compile.bundling.writer import staged_directory
+from zipvl_compile.graphs import export
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError, ZipvlError
 
@@ -302,7 +303,7 @@ def test_a_failed_build_leaves_the_old_bundle(
         raise error
 
     shutil.copytree(tiny_bundle, work / "bundle")
-    monkeypatch.setattr("zipvl_compile.break_even.measure", fail)
+    monkeypatch.setattr("zipvl_compile.bundling.break_even.measure", fail)
     with pytest.raises(error):
         build_recipe(tiny_recipe, work / "bundle", use_cache=False)
     assert contents(work / "bundle") == contents(tiny_bundle)
@@ -345,7 +346,7 @@ def test_a_bundle_put_aside_by_a_killed_process_comes_back(work: Path) -> None:
 RACE = """
 import sys
 from pathlib import Path
-from zipvl_compile.bundle_writer import staged_directory
+from zipvl_compile.bundling.writer import staged_directory
 for turn in range(25):
     with staged_directory(Path(sys.argv[1])) as staging:
         (staging / "manifest.json").write_text(sys.argv[2])

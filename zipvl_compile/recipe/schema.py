@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from zipvl_compile.recipe_source import (
-    Key,
-    Mark,
-    find_recipe,
-    gather,
-    is_dir,
-    merge,
-    problem,
-    read_override,
-    shorten,
-)
-from zipvl_serving.errors import InputError, nearest
+from zipvl_compile.recipe.source import Key, shorten, show
+from zipvl_serving.errors import nearest
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "torch")
 PLANNED_CACHES = ("quantise", "evict+quantise")
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def parse_size(value: object) -> int:
@@ -39,7 +24,7 @@ def parse_size(value: object) -> int:
         value = int(found[1]) * _UNITS.get(found[2], 1)
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    raise ValueError(f"{_show(value)} is not a size; must be bytes > 0, or a string such as 512KiB, 256MiB or 2GiB")
+    raise ValueError(f"{show(value)} is not a size; must be bytes > 0, or a string such as 512KiB, 256MiB or 2GiB")
 
 
 def format_size(size: int) -> str | int:
@@ -60,13 +45,13 @@ def _exponent(value: object) -> object:
 def _power_of_two(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256 and value.bit_count() == 1:
         return value
-    raise ValueError(f"{_show(value)} is not a page size; must be a power of two from 1 to 256")
+    raise ValueError(f"{show(value)} is not a page size; must be a power of two from 1 to 256")
 
 
 def _dense_below(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
-    raise ValueError(f"{_show(value)} is not a length; must be a number of tokens >= 0, or auto")
+    raise ValueError(f"{show(value)} is not a length; must be a number of tokens >= 0, or auto")
 
 
 def _lengths(value: object) -> object:
@@ -74,7 +59,7 @@ def _lengths(value: object) -> object:
         return value
     if isinstance(value, list) and value and all(type(n) is int and n >= 1 for n in value) and value == sorted(value):
         return value
-    raise ValueError(f"{_show(value)} is not a list of lengths; must be token counts >= 1 in ascending order, or null")
+    raise ValueError(f"{show(value)} is not a list of lengths; must be token counts >= 1 in ascending order, or null")
 
 
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
@@ -101,7 +86,7 @@ class Model(_Part):
     def _readable(cls, value: str) -> str:
         if value.strip() and value.isprintable():
             return value
-        raise ValueError(f"{_show(value)} is not a source; must be a directory or a hub id owner/name")
+        raise ValueError(f"{show(value)} is not a source; must be a directory or a hub id owner/name")
 
 
 class Probe(_Part):
@@ -147,7 +132,7 @@ class ZipVL(_Part):
     @classmethod
     def _planned(cls, value: object) -> object:
         if value in PLANNED_CACHES:
-            raise ValueError(f"{_show(value)} is not available yet; valid: evict, full")
+            raise ValueError(f"{show(value)} is not available yet; valid: evict, full")
         return value
 
     @model_validator(mode="after")
@@ -183,7 +168,7 @@ class Target(_Part):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in BACKENDS:
-            raise ValueError(f"{_show(value)} is no backend; {nearest(shorten(value), BACKENDS)}")
+            raise ValueError(f"{show(value)} is no backend; {nearest(shorten(value), BACKENDS)}")
         return value
 
 
@@ -252,125 +237,6 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A recipe and where it came from."""
-
-    recipe: Recipe
-    path: Path  # the recipe's own file
-    model_source: Path | str  # an absolute directory, or a hub id
-    model_base: Path  # the directory that a relative model.source starts from
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe by path, or by name from `recipes_dir()`; overrides are `KEY=VALUE` with a YAML value.
-
-    Raises InputError with one line, `FILE:LINE: KEY: what was wrong; what would have been valid`.
-    """
-    file = find_recipe(path)
-    tree = gather(file)
-    for override in overrides:
-        tree = merge(tree, read_override(override))
-    marks = dict(tree.marks())
-    try:
-        recipe = Recipe.model_validate(tree.plain())
-    except ValidationError as error:
-        raise _first_problem(error, marks, file) from None
-    mark = marks[("model", "source")]
-    base = mark.file.parent.resolve() if mark.file else Path.cwd()
-    return LoadedRecipe(recipe, file.resolve(), _locate(recipe.model.source, base, mark), base)
-
-
-def _locate(source: str, base: Path, mark: Mark) -> Path | str:
-    # A directory wins over a hub id of the same spelling; what looks like neither is a directory yet to come.
-    try:
-        directory = (base / Path(source).expanduser()).resolve()
-    except (OSError, RuntimeError) as error:
-        raise problem(mark, ("model", "source"), f"{error}; must be a directory or a hub id owner/name") from None
-    return source if _HUB_ID.fullmatch(source) and not is_dir(directory) else directory
-
-
-# --- error lines -----------------------------------------------------------------------------------------------------
-
-
 def _clash(message: str, *keys: Key) -> PydanticCustomError:
     """Two values that exclude each other; the line to report is that of the first key that was written."""
     return PydanticCustomError("clash", "{message}", {"message": message, "keys": keys})
-
-
-def _first_problem(error: ValidationError, marks: Mapping[Key, Mark], file: Path) -> InputError:
-    found = []
-    for details in error.errors(include_url=False):
-        key = _key(details, marks)
-        written = key
-        while written not in marks:  # a missing key is reported at the section that lacks it
-            written = written[:-1]
-        mark = marks[written]
-        # A misspelt key often leaves a required one missing: report the spelling first. Then the order of reading.
-        rank = (details["type"] == "missing", mark.file != file, str(mark.file), mark.line)
-        found.append((rank, mark, key, _message(details, key, mark)))
-    _, mark, key, message = min(found, key=lambda item: item[0])
-    more = f" (+{len(found) - 1} more)" if len(found) > 1 else ""
-    return problem(mark, key, message + more)
-
-
-def _key(details: ErrorDetails, marks: Mapping[Key, Mark]) -> Key:
-    parent = tuple(str(part) for part in details["loc"])
-    keys = [(*parent, *key) for key in details.get("ctx", {}).get("keys", [()])]
-    return next((key for key in keys if key in marks), keys[0])
-
-
-def _message(details: ErrorDetails, key: Key, mark: Mark) -> str:
-    kind, value = details["type"], details["input"]
-    model, field = _declared(key)
-    if kind == "extra_forbidden":
-        names = [*model.model_fields, *(["extends"] if model is Recipe and mark.file else [])]
-        return f"unknown key; {nearest(shorten(key[-1]), names)}"
-    if kind in ("value_error", "clash"):
-        return str(details["ctx"].get("error") or details["ctx"]["message"])
-    assert field is not None  # pydantic rejects only what is declared
-    if kind == "missing":
-        return f"missing; must be {_valid(field)}"
-    if kind == "literal_error":
-        choices = [str(choice) for choice in get_args(field.annotation)]
-        return f"{_show(value)} is not valid; {nearest(shorten(str(value)), choices)}"
-    if _bounds(field) and isinstance(value, int | float) and not isinstance(value, bool) and "_type" not in kind:
-        return f"{_show(value)} is out of range; must be {_bounds(field)}"
-    return f"{_show(value)} is wrong; must be {_valid(field)}"
-
-
-def _declared(key: Key) -> tuple[type[BaseModel], FieldInfo | None]:
-    """The model that declares the last part of a key, and its field where that exists."""
-    model: type[BaseModel] = Recipe
-    field = None
-    for i, part in enumerate(key):
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if i < len(key) - 1 and isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return model, field
-
-
-def _valid(field: FieldInfo) -> str:
-    kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
-    accepted = get_args(field.annotation) or (field.annotation,)
-    inner = accepted[0]
-    if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return f"a mapping; valid: {', '.join(sorted(inner.model_fields))}"
-    words = " or ".join(kinds[kind] for kind in accepted)
-    return " ".join([words, *([_bounds(field)] if _bounds(field) else [])])
-
-
-def _bounds(field: FieldInfo) -> str:
-    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "pattern": "matching {}"}
-    found = [(signs[n], getattr(m, n)) for m in field.metadata for n in signs if getattr(m, n, None) is not None]
-    return " and ".join(sign.format(bound) for sign, bound in found)
-
-
-def _show(value: object) -> str:
-    """A value as it looks in YAML, short enough for an error line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return shorten(repr(value))

@@ -19,7 +19,7 @@ from filelock import FileLock
 import zipvl_compile
 import zipvl_plugins
 import zipvl_serving
-from zipvl_compile.bundle_writer import staged_directory
+from zipvl_compile.bundling.writer import staged_directory
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import ZipvlError
 

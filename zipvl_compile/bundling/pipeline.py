@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zipvl_compile import build_cache
-from zipvl_compile.bundle_writer import check_replaceable, staged_directory
-from zipvl_compile.checkpoint import Checkpoint
+from zipvl_compile.bundling import cache as build_cache
+from zipvl_compile.bundling.writer import check_replaceable, staged_directory
+from zipvl_compile.checkpoint.reader import Checkpoint
 from zipvl_compile.engines.base import EngineBuilder, builder
-from zipvl_compile.recipe import LoadedRecipe, Recipe, dump_yaml
+from zipvl_compile.recipe.load import LoadedRecipe
+from zipvl_compile.recipe.schema import Recipe, dump_yaml
 from zipvl_serving.bundle import PROCESSOR_FOLDER, Bundle, describe_files
 from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
 from zipvl_serving.errors import InputError, ZipvlError
@@ -159,8 +160,8 @@ def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
 def _export(
     recipe: Recipe, model: LlavaFamily, engine_builder: EngineBuilder, timer: _Timer
 ) -> dict[GraphName, ir.Model]:
-    from zipvl_compile.export import export_graph
-    from zipvl_compile.graph_lint import lint
+    from zipvl_compile.graphs.export import export_graph
+    from zipvl_compile.graphs.lint import lint
     from zipvl_compile.models.decoder import Decode, Decoder, Prefill
     from zipvl_compile.models.spec import MethodSpec
 
@@ -193,7 +194,7 @@ def _place_weights(
     """Write the weights that the graphs use, once, and point the graphs at them; returns how many parameters."""
     import torch
 
-    from zipvl_compile.graph_weights import WEIGHTS_FILE, externalise, open_weights, write_weights
+    from zipvl_compile.graphs.weights import WEIGHTS_FILE, externalise, open_weights, write_weights
 
     names = sorted({model.checkpoint_name(name) for graph in graphs.values() for name in open_weights(graph.graph)})
     with timer.step("write weights") as detail:
@@ -213,7 +214,7 @@ def _describe(
     parameters: int,
     origin: dict[str, Any],
 ) -> Manifest:
-    from zipvl_compile.graph_weights import WEIGHTS_FILE
+    from zipvl_compile.graphs.weights import WEIGHTS_FILE
 
     zipvl, limits = recipe.zipvl, recipe.target.limits
     return Manifest(
@@ -265,7 +266,7 @@ def _describe(
 
 def _measure(recipe: Recipe, staging: Path, manifest: Manifest, detail: Callable[[str], None]) -> Manifest:
     """Fill in the measured break-even and, where the recipe leaves it to that, the length below which to run dense."""
-    from zipvl_compile import break_even
+    from zipvl_compile.bundling import break_even
 
     limit = recipe.target.limits.max_input_tokens
     lengths = recipe.benchmarks.break_even_lengths or break_even.default_lengths(limit)

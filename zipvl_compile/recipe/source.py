@@ -78,6 +78,15 @@ def shorten(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def show(value: object) -> str:
+    """A value as it looks in YAML, short enough for an error line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return shorten(repr(value))
+
+
 def shown_path(file: Path) -> str:
     """Relative to the current directory when inside it, else absolute."""
     path = os.path.relpath(file)
@@ -89,7 +98,7 @@ def shown_path(file: Path) -> str:
 
 def recipes_dir() -> Path:
     """The recipes that come with this package: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "data" / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 

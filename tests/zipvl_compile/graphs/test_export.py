@@ -7,8 +7,8 @@ from dataclasses import replace
 import onnx_ir as ir
 import pytest
 
-from zipvl_compile.export import export_graph
-from zipvl_compile.graph_weights import open_weights
+from zipvl_compile.graphs.export import export_graph
+from zipvl_compile.graphs.weights import open_weights
 from zipvl_compile.models.decoder import Decoder, Prefill
 from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
 from zipvl_serving.contract import ModelShape, TensorSpec, graph_spec

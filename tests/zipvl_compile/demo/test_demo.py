@@ -14,7 +14,7 @@ from zipvl_compile.demo.packing import encode, pack, pixels_of
 from zipvl_compile.demo.questions import VIDEO_TASKS, VOCABULARY, ask
 from zipvl_compile.demo.scenes import COLORS, GRID, WHITE, glyphs, sample_scenes
 from zipvl_compile.demo.train import answer_logits, held_out_accuracy, train
-from zipvl_compile.recipe import load_recipe
+from zipvl_compile.recipe.load import load_recipe
 
 TASKS = ("color", "count", "cell", "row", "cell_color", "row_colors")
 

@@ -1,7 +1,7 @@
 """Torch programs to ONNX graphs that meet the contract; no weight is ever materialised here.
 
 Modules are built under FakeTensorMode, so tracing a 13B decoder costs no memory: initializers come out as names, which
-`graph_weights.externalise` then points into the bundle's weights file.
+`weights.externalise` then points into the bundle's weights file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
 
-from zipvl_compile.graph_weights import fill_computed, fold_transposes
-from zipvl_compile.onnx_nodes import translation_table
+from zipvl_compile.graphs.nodes import translation_table
+from zipvl_compile.graphs.weights import fill_computed, fold_transposes
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 from zipvl_serving.contract import GraphSpec, TensorSpec

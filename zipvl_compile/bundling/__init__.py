@@ -1,0 +1,1 @@
+"""recipe -> bundle: the steps, the atomic output, the cache."""

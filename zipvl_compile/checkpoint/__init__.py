@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints, read tensor by tensor."""

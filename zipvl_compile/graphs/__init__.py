@@ -1,0 +1,1 @@
+"""Torch programs to ONNX graphs over one weights file."""
