@@ -12,7 +12,8 @@ test: install  ## the whole suite, as CI runs it
 
 install: .venv/.installed
 
-# torch first and alone: the pin keeps pip from bringing gigabytes of CUDA along.
+# torch first and alone: with it in place nothing else brings another build. Where the index at hand serves CUDA builds
+# under this version, install the CPU build from PyTorch's own index instead.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0

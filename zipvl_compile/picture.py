@@ -37,6 +37,8 @@ def visual_grids(prompt: EncodedPrompt, result: PromptResult, images: int) -> Ar
 def draw(path: Path, images: Sequence[Image.Image], prompt: EncodedPrompt, result: PromptResult, caption: str) -> None:
     """Write the picture; the suffix of `path` chooses the format.
 
+    `images` are as the model saw them, resized and cropped (ImageProcessor.geometry): its patches lie on those.
+
     Raises InputError for a prompt without images or an unknown suffix, ZipvlError where the file cannot be written.
     """
     if not images:
@@ -66,10 +68,13 @@ def draw(path: Path, images: Sequence[Image.Image], prompt: EncodedPrompt, resul
     bars.set_yticks(range(layers) if layers <= 16 else range(0, layers, 4))
     more = f" (first {shown} of {len(images)} images)" if shown < len(images) else ""
     figure.suptitle(f"{caption}{more}: visual tokens kept per layer", fontsize=11)
+    unfinished = path.with_name(f".{path.name}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure.savefig(unfinished, dpi=110)
+        unfinished.replace(path)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise ZipvlError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 

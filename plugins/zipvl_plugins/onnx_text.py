@@ -49,8 +49,9 @@ def largest_threshold(values: str, weights: str, target: str, low: str, high: st
 
     All names are values of the surrounding body: `values` and `weights` float32 [n], `target` float32 [1].
     Afterwards weight(values >= low) >= target > weight(values >= high), and low and high are neighbouring floats:
-    32 geometric bisections cover every positive float. No sort: TensorRT's TopK stops at 3840.
-    Needs `zero`, `tiny`, `two`, `rounds` and `go` in the body.
+    the middle is geometric until high <= 2 low, arithmetic from there, and 34 rounds cover every normal float; values
+    below the smallest of those count as zero. No sort: TensorRT's TopK stops at 3840.
+    Needs `zero`, `tiny`, `two`, `half`, `rounds` and `go` in the body.
     """
     return f"""
         {high}_top = ReduceMax ({values})
@@ -63,7 +64,13 @@ def largest_threshold(values: str, weights: str, target: str, low: str, high: st
                 {low}_floor = Max ({low}_in, tiny)
                 {low}_root = Sqrt ({low}_floor)
                 {high}_root = Sqrt ({high}_in)
-                {low}_mid = Mul ({low}_root, {high}_root)
+                {low}_far = Mul ({low}_root, {high}_root)
+                {low}_gap = Sub ({high}_in, {low}_floor)
+                {low}_step_up = Mul ({low}_gap, half)
+                {low}_near = Add ({low}_floor, {low}_step_up)
+                {low}_double = Mul ({low}_floor, two)
+                {low}_is_near = LessOrEqual ({high}_in, {low}_double)
+                {low}_mid = Where ({low}_is_near, {low}_near, {low}_far)
                 {low}_in_reach = GreaterOrEqual ({values}, {low}_mid)
                 {low}_counted = Where ({low}_in_reach, {weights}, zero)
                 {low}_weight = ReduceSum ({low}_counted)

@@ -36,6 +36,7 @@ class Bundle:
         """
         folder = Path(path)
         manifest = read_manifest(folder)
+        _check_listing(folder, manifest)
         for name, entry in manifest.files.items():
             _check_file(folder, name, entry, verify=verify)
         _check_runtime(folder, manifest)
@@ -61,7 +62,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise ZipvlError(f"{file}: cannot be read: {str(error).splitlines()[0]}; rebuild the bundle") from None
     version = body.get("schema_version") if isinstance(body, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise ZipvlError(
             f"{file}: schema version {version!r} is not readable here; this zipvl_serving reads {SCHEMA_VERSION}; "
             "rebuild the bundle"
@@ -90,6 +91,18 @@ def _sha256(file: Path) -> str:
         while chunk := stream.read(_CHUNK):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def _check_listing(folder: Path, manifest: Manifest) -> None:
+    """Nothing but what the manifest lists: an added chat template would change answers unseen."""
+    if not manifest.files:
+        raise ZipvlError(f"{folder / MANIFEST_FILE}: lists no files; rebuild the bundle")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ZipvlError(f"{path}: is a symbolic link; a bundle holds its own files; rebuild the bundle")
+        if not path.is_dir() and name not in manifest.files and name != MANIFEST_FILE:
+            raise ZipvlError(f"{path}: is not listed in the manifest; remove it or rebuild the bundle")
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:

@@ -142,11 +142,10 @@ class Generator:
 
         The prompt's pages go back to the pool however the iteration ends.
         """
-        limit = self.bundle.manifest.limits.max_new_tokens
-        if sampling.max_new_tokens > limit:
-            raise InputError(
-                f"max_new_tokens: {sampling.max_new_tokens} is out of range; this bundle takes 1 to {limit}"
-            )
+        limits = self.bundle.manifest.limits
+        most = limits.default_new_tokens if sampling.max_new_tokens is None else sampling.max_new_tokens
+        if most > limits.max_new_tokens:
+            raise InputError(f"max_new_tokens: {most} is out of range; this bundle takes 1 to {limits.max_new_tokens}")
         started = time.perf_counter()
         sampler, decoder = Sampler(sampling), StreamDecoder(self.processor.tokenizer)
         result, outputs = self.prefill(prompt, params)
@@ -164,7 +163,7 @@ class Generator:
                 answer.decode_s = time.perf_counter() - decoding if len(answer.token_ids) > 1 else 0.0
                 stopped = token in self.processor.eos_token_ids
                 delta = "" if stopped else decoder.push(token)
-                if stopped or len(answer.token_ids) >= sampling.max_new_tokens:
+                if stopped or len(answer.token_ids) >= most:
                     delta += decoder.flush()
                     answer.finish_reason = "stop" if stopped else "length"
                 answer.text += delta

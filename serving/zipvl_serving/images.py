@@ -159,7 +159,8 @@ class ImageProcessor:
             raise InputError(f"the images of one prompt must have one size after resizing, not {listing}")
         return np.stack(pixels)
 
-    def _process(self, image: Image.Image) -> NDArray[np.float32]:
+    def geometry(self, image: Image.Image) -> Image.Image:
+        """What the model sees of an image: RGB, resized and cropped, before rescaling."""
         image = to_rgb(image)
         if self.resize_to is not None:
             image = image.resize(self._resized(*image.size), self.resample)
@@ -168,7 +169,10 @@ class ImageProcessor:
             # Floor division also of negative differences; Pillow fills what lies outside the image with black.
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
-        levels = np.asarray(image)
+        return image
+
+    def _process(self, image: Image.Image) -> NDArray[np.float32]:
+        levels = np.asarray(self.geometry(image))
         return np.stack([self.table[channel].take(levels[..., channel]) for channel in range(3)])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:

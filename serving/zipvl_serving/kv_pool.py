@@ -39,7 +39,12 @@ class KVPool:
         """A pool of as many pages as fit the budget, keys and values together."""
         pages = budget_bytes // page_bytes(page_size, kv_heads, head_dim)
         shape = (pages, page_size, kv_heads, head_dim)
-        pool = cls(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
+        try:
+            pool = cls(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
+        except (MemoryError, ValueError):
+            raise ZipvlError(
+                f"a KV cache of {budget_bytes} bytes cannot be allocated here; lower target.limits.kv_bytes"
+            ) from None
         pool.free = list(range(pages - 1, -1, -1))
         return pool
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from zipvl_serving.contract import GraphName, ModelShape
+from zipvl_serving.contract import GRAPHS, GraphName, ModelShape
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class _Part(BaseModel):
@@ -21,8 +28,8 @@ class _Part(BaseModel):
 class FileEntry(_Part):
     """One file of the bundle."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Natural
 
 
 class Model(_Part):
@@ -31,36 +38,44 @@ class Model(_Part):
     architecture: str
     shape: ModelShape
     image_token: int
-    parameters: int
+    parameters: Natural
     """Weights stored in the bundle."""
+
+    @field_validator("shape")
+    @classmethod
+    def _positive(cls, shape: ModelShape) -> ModelShape:
+        for name, size in asdict(shape).items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; must be >= 1")
+        return shape
 
 
 class Method(_Part):
     """Defaults of the method; what a request may override is said in docs/contract.md."""
 
-    tau: float
-    ratio_min: float
-    ratio_max: float
-    probe_recent: int
-    probe_random: int
-    seed: int
+    tau: Annotated[float, Field(gt=0, le=1)]
+    ratio_min: Share
+    ratio_max: Share
+    probe_recent: Positive
+    probe_random: Natural
+    seed: Natural
     cache: Literal["full", "evict"]
-    dense_below: int
+    dense_below: Natural
     """Prompts shorter than this many tokens run dense; `auto` in the recipe is resolved to the measured break-even."""
-    dense_layers: int
-    force_last: int
+    dense_layers: Natural
+    force_last: Positive
     force_text: bool
 
 
 class Limits(_Part):
     """What the bundle was built for."""
 
-    max_input_tokens: int
-    max_batch: int
-    max_new_tokens: int
-    default_new_tokens: int
-    kv_bytes: int
-    page_size: int
+    max_input_tokens: Positive
+    max_batch: Positive
+    max_new_tokens: Positive
+    default_new_tokens: Positive
+    kv_bytes: Positive
+    page_size: Positive
 
 
 class Engine(_Part):
@@ -70,6 +85,13 @@ class Engine(_Part):
     backend_version: str
     graphs: dict[GraphName, str]
     weights: str
+
+    @field_validator("graphs")
+    @classmethod
+    def _complete(cls, graphs: dict[GraphName, str]) -> dict[GraphName, str]:
+        if set(graphs) != set(GRAPHS):
+            raise ValueError(f"names {', '.join(graphs) or 'no graph'}; must name {', '.join(GRAPHS)}")
+        return graphs
 
 
 class BreakEven(_Part):
@@ -103,6 +125,18 @@ class Manifest(_Part):
     timings: dict[str, float]
     """Seconds of each build step."""
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _self_contained(self) -> Manifest:
+        """Every file lies inside the bundle, and whatever is loaded is a file whose hash is checked."""
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or path.as_posix() != name:
+                raise ValueError(f"file name {name!r} does not stay inside the bundle")
+        for name in (*self.engine.graphs.values(), self.engine.weights):
+            if self.files and name not in self.files:
+                raise ValueError(f"{name!r} is loaded but not listed among the files")
+        return self
 
     def to_json(self) -> str:
         """The manifest's text, closed by a digest of everything above it."""

@@ -22,5 +22,5 @@ def probe_positions(tokens: int, recent: int, random: int, seed: int) -> Array:
 def forced_tokens(is_text: Array, last: int, *, text: bool) -> Array:
     """bool [tokens]: the last `last` tokens, and all text tokens where `text`; they are in T whatever their score."""
     forced = is_text.copy() if text else np.zeros(len(is_text), dtype=bool)
-    forced[-last:] = True
+    forced[max(0, len(forced) - last) :] = True
     return forced

@@ -22,6 +22,7 @@ class SamplingParams:
     min_p: only tokens at least this fraction as likely as the most likely one; 0 for all.
     repetition_penalty: divides the positive and multiplies the negative logits of tokens seen before; 1 for none.
     seed: makes a run repeatable; None draws a fresh one.
+    max_new_tokens: None for the bundle's default.
 
     Raises InputError, one line, naming a field outside its range, its value and the range.
     """
@@ -32,7 +33,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self._require("temperature", _is_number(self.temperature) and self.temperature >= 0, "a number >= 0")
@@ -44,7 +45,9 @@ class SamplingParams:
         seed = self.seed
         self._require("seed", seed is None or (_is_integer(seed) and seed >= 0), "an integer >= 0, or none")
         self._require(
-            "max_new_tokens", _is_integer(self.max_new_tokens) and self.max_new_tokens >= 1, "an integer >= 1"
+            "max_new_tokens",
+            self.max_new_tokens is None or (_is_integer(self.max_new_tokens) and self.max_new_tokens >= 1),
+            "an integer >= 1, or none",
         )
 
     def _require(self, field: str, holds: bool, valid: str) -> None:

@@ -53,17 +53,34 @@ def cache_key(recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: d
 
 
 @contextmanager
-def locked(key: str) -> Iterator[Path]:
-    """Hold the lock of one cache entry, so that two builds of the same thing do the work once; yields its directory."""
-    folder = cache_directory() / "bundles"
+def locked(key: str) -> Iterator[Path | None]:
+    """Hold the lock of one cache entry, so that two builds of the same thing do the work once; yields its directory.
+
+    A cache that cannot be written is read where it has the entry, and done without (None) where it has not.
+    """
+    entry = cache_directory() / "bundles" / key
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZipvlError(
-            f"{folder}: the cache cannot be written: {error.strerror}; set ZIPVL_CACHE_DIR or use --no-cache"
-        ) from None
-    with FileLock(folder / f"{key}.lock"):
-        yield folder / key
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{entry}.lock")
+        lock.acquire()
+    except OSError:
+        yield entry if entry.exists() else None
+        return
+    try:
+        yield entry
+    finally:
+        lock.release()
+
+
+def keep(bundle: Path, entry: Path | None) -> str | None:
+    """Copy a fresh bundle into the cache; says why where that fails: the bundle is whole all the same."""
+    if entry is None:
+        return f"not cached: {cache_directory()} cannot be written; set ZIPVL_CACHE_DIR or use --no-cache"
+    try:
+        copy_bundle(bundle, entry)
+    except ZipvlError as error:
+        return f"not cached: {error}"
+    return None
 
 
 def copy_from(entry: Path, out: Path) -> bool:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zipvl_compile.bundling import cache as build_cache
+from zipvl_compile.bundling.proof import check_processor, prove
 from zipvl_compile.bundling.writer import check_replaceable, staged_directory
 from zipvl_compile.checkpoint.reader import Checkpoint
 from zipvl_compile.engines.base import EngineBuilder, builder
 from zipvl_compile.recipe.load import LoadedRecipe
 from zipvl_compile.recipe.schema import Recipe, dump_yaml
-from zipvl_serving.bundle import PROCESSOR_FOLDER, Bundle, describe_files
+from zipvl_serving.bundle import PROCESSOR_FOLDER, describe_files
 from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
 from zipvl_serving.errors import InputError, ZipvlError
+from zipvl_serving.kv_pool import page_bytes
 from zipvl_serving.manifest import MANIFEST_FILE, BreakEven, Engine, Limits, Manifest, Method, Model
 from zipvl_serving.prompt import PromptProcessor
-from zipvl_serving.sessions.base import open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,6 +54,8 @@ class BuildResult:
     cache_hit: bool
     seconds: float
     cache_key: str
+    note: str | None = None
+    """What went wrong beside the build: a cache that could not be written."""
 
 
 @dataclass
@@ -84,6 +87,8 @@ def build(
             f"model.dtype: {recipe.model.dtype!r} cannot run on {engine_builder.name}; "
             f"valid: {', '.join(engine_builder.dtypes)}"
         )
+    if recipe.target.gpu is not None:
+        raise InputError(f"target.gpu: {recipe.target.gpu!r} has no use on {engine_builder.name}; leave it null")
     check_replaceable(out)
     timer = _Timer(on_step)
     with timer.step("read checkpoint"):
@@ -92,18 +97,14 @@ def build(
     tools = build_cache.tool_versions()
     key = build_cache.cache_key(recipe.lock(), identity["files"], tools)
     origin = {"key": key, "tools": tools, "checkpoint": {**identity, "source": str(loaded.model_source)}}
-    if not use_cache:
-        _build(recipe, checkpoint, engine_builder, out, origin, timer)
-        return BuildResult(out, False, time.perf_counter() - started, key)
-    with build_cache.locked(key) as entry:
-        if build_cache.copy_from(entry, out):
-            return BuildResult(out, True, time.perf_counter() - started, key)
-        _build(recipe, checkpoint, engine_builder, out, origin, timer)
-        try:
-            build_cache.copy_bundle(out, entry)
-        except ZipvlError as error:  # the bundle is whole; only the next build will have to work again
-            on_step("write manifest", f"not cached: {error}")
-    return BuildResult(out, False, time.perf_counter() - started, key)
+    note = None
+    with build_cache.locked(key) if use_cache else nullcontext(None) as entry:
+        hit = entry is not None and build_cache.copy_from(entry, out)
+        if not hit:
+            _build(recipe, checkpoint, engine_builder, out, origin, timer)
+            if use_cache:
+                note = build_cache.keep(out, entry)
+    return BuildResult(out, hit, time.perf_counter() - started, key, note)
 
 
 def _build(
@@ -114,12 +115,13 @@ def _build(
     origin: dict[str, Any],
     timer: _Timer,
 ) -> None:
+    prompts = PromptProcessor(checkpoint.directory)  # before torch is imported: its faults show at once
     from zipvl_compile.models.registry import family
 
-    model = family(checkpoint.config)
+    model = family(checkpoint.config, checkpoint.directory)
     checkpoint.verify(model.expected_tensors(), model.optional_tensors())
     _check_fit(recipe, model)
-    PromptProcessor(checkpoint.directory)  # a checkpoint whose prompts cannot be made fails before the long work
+    check_processor(prompts, checkpoint.directory, model.shape())
     with staged_directory(out) as staging:
         processor = staging / PROCESSOR_FOLDER
         processor.mkdir()
@@ -144,6 +146,18 @@ def _build(
 
 def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
     limits, decoder = recipe.target.limits, model.decoder
+    pages = limits.kv_bytes // page_bytes(limits.page_size, decoder.kv_heads, decoder.head_dim)
+    if pages < decoder.layers:
+        raise InputError(
+            f"target.limits.kv_bytes: {limits.kv_bytes} holds {pages} pages of {limits.page_size} tokens; "
+            f"even one token needs a page in each of {decoder.layers} layers"
+        )
+    for length in recipe.benchmarks.break_even_lengths or ():
+        if length > limits.max_input_tokens:
+            raise InputError(
+                f"benchmarks.break_even_lengths: {length} is out of range; target.limits.max_input_tokens is "
+                f"{limits.max_input_tokens}"
+            )
     wanted = limits.max_input_tokens + limits.max_new_tokens
     if wanted > decoder.max_positions:
         raise InputError(
@@ -179,7 +193,8 @@ def _export(
             graphs[name].graph.name = name
     problems = [f"{name}: {problem}" for name, graph in graphs.items() for problem in lint(graph, weights_open=True)]
     if problems:
-        raise ZipvlError(f"the exported graphs break a rule of the parsers: {problems[0]} (+{len(problems) - 1} more)")
+        more = f" (+{len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ZipvlError(f"the exported graphs break a rule of the parsers: {problems[0]}{more}")
     return graphs
 
 
@@ -270,9 +285,9 @@ def _measure(recipe: Recipe, staging: Path, manifest: Manifest, detail: Callable
 
     limit = recipe.target.limits.max_input_tokens
     lengths = recipe.benchmarks.break_even_lengths or break_even.default_lengths(limit)
-    session = open_session(Bundle(staging, manifest))
+    generator = prove(staging, manifest)
     measured = break_even.measure(
-        session, manifest.method, recipe.benchmarks.break_even_ratio, lengths, lambda n: detail(f"{n} tokens")
+        generator.session, manifest.method, recipe.benchmarks.break_even_ratio, lengths, lambda n: detail(f"{n} tokens")
     )
     method = manifest.method
     if recipe.zipvl.dense_below == "auto":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.manifest import MANIFEST_FILE
 
-_STAGING = re.compile(r"^\.(?P<name>.+)\.partial-(?P<pid>\d+)(?P<old>\.old)?$")
+_STAGING = re.compile(r"^\.(?P<name>.+)\.partial-[a-z0-9_]+(?P<old>\.old)?$")
 """A bundle in the making, or (`.old`) the one that it is about to replace."""
 
 
@@ -26,16 +29,17 @@ def staged_directory(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()  # what a link points to is replaced, not the link
     check_replaceable(out)
-    staging = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        staging.mkdir()
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{out}: cannot be written: {out.parent} is not a directory") from None
     except OSError as error:
         raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}") from None
+    life = _hold(staging)
     try:
+        staging.chmod(0o755)
         yield staging
         _sync(staging)
         _replace(out, staging)
@@ -43,46 +47,84 @@ def staged_directory(out: Path) -> Iterator[Path]:
         raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if life is not None:
+            os.close(life)
 
 
 def check_replaceable(out: Path, aside: Path | None = None) -> None:
-    """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle."""
+    """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle of ours.
+
+    A directory is a bundle only where its manifest is one of ours and names everything in it: files of anybody else
+    are never deleted.
+    """
     place = aside or out
-    if (place / MANIFEST_FILE).is_file() or not (place.exists() or place.is_symlink()):
+    for parent in out.parents:
+        if _listed_files(parent) is not None:
+            raise InputError(f"{out}: lies inside the bundle {parent}; --out takes a place of its own")
+    if not (place.exists() or place.is_symlink()):
         return
     if not place.is_dir():
         raise InputError(f"{out}: is a file; --out names a directory")
-    if any(place.iterdir()) and not (place / MANIFEST_FILE).is_file():
+    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+    foreign = sorted(found - (_listed_files(place) or set()))
+    if foreign:
         raise InputError(
-            f"{out}: is a directory with other content; --out takes a new directory or a bundle to replace"
+            f"{out}: is a directory with other content ({foreign[0]}); "
+            "--out takes a new directory or a bundle to replace"
         )
+
+
+def _listed_files(folder: Path) -> set[str] | None:
+    """The files of the bundle at `folder`, its manifest included; None where there is no bundle of ours."""
+    try:
+        body = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict) or not {"schema_version", "engine", "cache_key", "files"} <= body.keys():
+        return None
+    return {*body["files"], MANIFEST_FILE} if isinstance(body["files"], dict) else None
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a directory for as long as this process lives or the descriptor is open; None where it is locked already.
+
+    A lock proves life where a process id does not: containers that share a disk do not share process ids.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _sweep(out: Path) -> None:
     """Remove what killed processes left beside `out`; a bundle that one of them had put aside comes back."""
     for candidate in out.parent.iterdir():
         match = _STAGING.match(candidate.name)
-        if not match or match["name"] != out.name or _runs(int(match["pid"])):
+        if not match or match["name"] != out.name:
             continue
-        if match["old"] and not out.exists():
-            with suppress(OSError):  # another process was quicker
+        with suppress(OSError):  # another process was quicker
+            life = _hold(candidate)
+            if life is None:
+                continue
+            os.close(life)
+            if match["old"] and not out.exists():
                 candidate.rename(out)
-        else:
-            shutil.rmtree(candidate, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    # This process has staged nothing yet: in a container, where every run may be process 1, it was an earlier one.
-    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
+            else:
+                shutil.rmtree(candidate, ignore_errors=True)
 
 
 def _replace(out: Path, staging: Path) -> None:
     """Put `staging` in the place of `out`, whatever other processes put there meanwhile."""
     old = staging.with_name(f"{staging.name}.old")
+    life = None
     try:
         while True:
             with suppress(FileNotFoundError):
                 out.rename(old)
+                life = _hold(old)
                 check_replaceable(out, aside=old)
             try:
                 staging.rename(out)
@@ -95,6 +137,8 @@ def _replace(out: Path, staging: Path) -> None:
         if old.exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(old, ignore_errors=True)
+        if life is not None:
+            os.close(life)
 
 
 def _sync(folder: Path) -> None:

@@ -27,6 +27,8 @@ def build(
     target = out or Path("build") / loaded.recipe.name
     with step_progress(STEPS, quiet=as_json) as on_step:
         result = run(loaded, target, use_cache=cache, on_step=on_step)
+    if result.note:
+        typer.echo(f"note: {result.note}", err=True)
     if as_json:
         options.print_json(
             {

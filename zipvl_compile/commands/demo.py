@@ -47,7 +47,7 @@ def demo(
     generator = Generator(Bundle.open(bundle))
     prompt = generator.prepare(question.text, [image])
     answer = generator.answer(prompt, SamplingParams(max_new_tokens=8))
-    draw(picture_path, [image], prompt, answer.prompt, question.text)
+    draw(picture_path, [generator.processor.image_processor.geometry(image)], prompt, answer.prompt, question.text)
     typer.echo(f"image: {image_path}")
     typer.echo(f"question: {question.text}")
     typer.echo(f"answer: {answer.text} (expected {question.answer})")

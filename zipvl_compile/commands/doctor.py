@@ -27,6 +27,7 @@ def doctor(as_json: options.Json = False) -> None:
         options.print_json(report)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -39,7 +40,7 @@ def doctor(as_json: options.Json = False) -> None:
     for title, rows in (("backend", report["backends"]), ("extra", report["extras"])):
         table = Table(title, "usable", "detail")
         for name, state in rows.items():
-            table.add_row(name, "yes" if state["usable"] else "no", state["detail"])
+            table.add_row(name, "yes" if state["usable"] else "no", escape(state["detail"]))
         console.print(table)
     console.print(", ".join(f"{tool} {version}" for tool, version in report["tools"].items()), highlight=False)
 
@@ -74,5 +75,5 @@ def _extra(extra: str, needs: tuple[str, ...]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        return {"usable": False, "detail": f"missing {', '.join(missing)}: pip install 'zipvl-compile[{extra}]'"}
+        return {"usable": False, "detail": f"missing {', '.join(missing)}: pip install -e '.[{extra}]' in the checkout"}
     return {"usable": True, "detail": ", ".join(versions)}

@@ -39,7 +39,7 @@ def generate(
         top_p=top_p,
         top_k=top_k,
         seed=seed,
-        max_new_tokens=opened.manifest.limits.default_new_tokens if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=max_new_tokens,
     )
     generator = Generator(opened)
     params = method_params(generator, tau, ratio_min, ratio_max, probe_seed, dense=dense)

@@ -16,14 +16,29 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from zipvl_serving.errors import ZipvlError
+from zipvl_serving.errors import InputError, ZipvlError
 
 TRACEBACK_VARIABLE = "ZIPVL_TRACEBACK"
 INTERRUPTED = 130
 
 
 class GuardedGroup(TyperGroup):
-    """A command group whose commands may raise ZipvlError."""
+    """A command group whose commands may raise ZipvlError; a wrong option is one line too, not typer's box."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        standalone = extra.pop("standalone_mode", True)
+        extra["standalone_mode"] = False
+        if not standalone:
+            return super().main(*args, **extra)
+        try:
+            sys.exit(super().main(*args, **extra) or 0)
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            # Without a command there is no message: the help has been printed.
+            message = error.format_message() or "no command given; --help lists them"
+            typer.echo("error: " + " ".join(message.split()), err=True)
+            sys.exit(InputError.exit_code)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -29,8 +29,8 @@ def inspect(
 
     opened = Bundle.open(bundle)
     if prompt is None:
-        if plot or image:
-            raise InputError("inspect: --image and --plot need --prompt")
+        if plot or image or raw or dense or any(v is not None for v in (tau, ratio_min, ratio_max, probe_seed)):
+            raise InputError("inspect: --image, --plot, --raw and the method's options need --prompt")
         _show(opened.manifest.model_dump(mode="json"), as_json)
         return
 
@@ -45,7 +45,8 @@ def inspect(
     encoded = generator.prepare(prompt, pictures, raw=raw)
     result, _ = generator.prefill(encoded, params)
     if plot:
-        draw(plot, pictures, encoded, result, f"{opened.manifest.name}, tau {params.tau:g}")
+        seen = [generator.processor.image_processor.geometry(picture) for picture in pictures]
+        draw(plot, seen, encoded, result, f"{opened.manifest.name}, tau {params.tau:g}")
     if as_json:
         options.print_json(
             {

@@ -16,8 +16,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle, as `build` leaves it.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="An image file; repeat for several, in order.")]
 Tau = Annotated[float | None, typer.Option(help="Attention mass to retain per layer, (0, 1]; default: the bundle's.")]
-RatioMin = Annotated[float | None, typer.Option(help="Floor on the share of tokens kept per layer, 0 to 1.")]
-RatioMax = Annotated[float | None, typer.Option(help="Ceiling on the share of tokens kept per layer, 0 to 1.")]
+RatioMin = Annotated[
+    float | None, typer.Option(help="Floor on the share of tokens chosen per layer, 0 to 1; forced tokens come on top.")
+]
+RatioMax = Annotated[
+    float | None,
+    typer.Option(help="Ceiling on the share of tokens chosen per layer, 0 to 1; forced tokens come on top."),
+]
 Dense = Annotated[bool, typer.Option("--dense", help="Keep every token: full attention on the same engine.")]
 ProbeSeed = Annotated[int | None, typer.Option(help="Seed of the random probe tokens; default: the bundle's.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Take the prompt as the model sees it: no chat template.")]

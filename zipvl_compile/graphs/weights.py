@@ -11,9 +11,11 @@ import torch
 
 from zipvl_compile.checkpoint.reader import Checkpoint
 from zipvl_compile.weights_file import write_safetensors
+from zipvl_serving.errors import InputError
 
 WEIGHTS_FILE = "weights.safetensors"
 TRANSPOSED = ".T"
+_FLOATS = ("F32", "F16", "BF16", "F64")
 _SAFETENSORS_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -58,7 +60,9 @@ def write_weights(
 
     def entry(name: str) -> tuple[str, str, tuple[int, ...], Callable[[], torch.Tensor]]:
         stored = name.removesuffix(TRANSPOSED)
-        shape = checkpoint.shape(stored)
+        shape, held = checkpoint.shape(stored), checkpoint.dtype(stored)
+        if held not in _FLOATS:
+            raise InputError(f"tensor {stored!r} is stored as {held}; valid: {', '.join(_FLOATS)}")
 
         def load() -> torch.Tensor:
             on_tensor(name)

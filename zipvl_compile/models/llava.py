@@ -44,6 +44,7 @@ class LlavaFamily:
         text, vision = (config.get(part) or {} for part in ("text_config", "vision_config"))
         require("text_config.model_type", text.get("model_type", "llama"), MODEL_TYPES)
         require("vision_config.model_type", vision.get("model_type", "clip_vision_model"), _TOWERS)
+        require("quantization_config", config.get("quantization_config"), (None,))
         self.config: LlavaConfig = LlavaConfig.from_dict(config)
         require("vision_feature_select_strategy", self.config.vision_feature_select_strategy, _STRATEGIES)
         self.decoder: DecoderSpec = decoder_spec(self.config.text_config, self.config.image_token_id)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub.errors import StrictDataclassError
 
 from zipvl_serving.errors import InputError, nearest
 
@@ -16,8 +15,15 @@ _FAMILIES = {"LlavaForConditionalGeneration": ("zipvl_compile.models.llava", "Ll
 """architecture: (module, class); a family joins by a module and a line here."""
 
 
-def family(config: dict[str, Any]) -> LlavaFamily:
-    """The family of a checkpoint's config.json; InputError for an architecture that is not supported."""
+def family(config: dict[str, Any], folder: Path | None = None) -> LlavaFamily:
+    """The family of a checkpoint's config.json; InputError for one that is not supported or not consistent."""
+    try:
+        return _family(config)
+    except InputError as error:
+        raise InputError(f"{folder}/{error}" if folder else str(error)) from error
+
+
+def _family(config: dict[str, Any]) -> LlavaFamily:
     architecture = (config.get("architectures") or ["(none)"])[0]
     if architecture not in _FAMILIES:
         raise InputError(
@@ -26,6 +32,11 @@ def family(config: dict[str, Any]) -> LlavaFamily:
     module, name = _FAMILIES[architecture]
     try:
         found: LlavaFamily = getattr(importlib.import_module(module), name)(config)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:  # transformers' own checks
-        raise InputError(f"config.json: not a valid {architecture}: {' '.join(str(error).split())}") from error
+        found.shape()
+        found.expected_tensors()
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers and torch make of numbers that do not fit together
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"config.json: not a valid {architecture}: {what}") from error
     return found

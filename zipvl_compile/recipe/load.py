@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from zipvl_compile.checkpoint.hub import is_hub_id
 from zipvl_compile.recipe.messages import first_problem
 from zipvl_compile.recipe.schema import Recipe
 from zipvl_compile.recipe.source import Mark, find_recipe, gather, is_dir, merge, problem, read_override
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -51,4 +49,4 @@ def _locate(source: str, base: Path, mark: Mark) -> Path | str:
         directory = (base / Path(source).expanduser()).resolve()
     except (OSError, RuntimeError) as error:
         raise problem(mark, ("model", "source"), f"{error}; must be a directory or a hub id owner/name") from None
-    return source if _HUB_ID.fullmatch(source) and not is_dir(directory) else directory
+    return source if is_hub_id(source) and not is_dir(directory) else directory

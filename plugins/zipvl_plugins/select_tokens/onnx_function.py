@@ -29,6 +29,7 @@ def function() -> onnx.FunctionProto:
             else_branch = sparse () => (bool[n] chosen) {{
                 tiny = Constant <value = float[1] {{1.1754944e-38}}> ()
                 two = Constant <value = float[1] {{2.0}}> ()
+                half = Constant <value = float[1] {{0.5}}> ()
                 nearly_one = Constant <value = float[1] {{0.99999905}}> ()
                 rounds = Constant <value = int64 {{34}}> ()
                 go = Constant <value = bool {{1}}> ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 
@@ -19,6 +21,20 @@ _TYPES = {
 }
 
 
+def load_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
+    """Open one graph on CPU with its weights mapped; ZipvlError, one line, where ONNX Runtime refuses it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Prepacking copies every weight per session; without it prefill and decode read one mapped file.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own bare types
+        raise ZipvlError(f"{file}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
+
+
 class OnnxRuntimeSession(Session):
     """Three inference sessions of one bundle."""
 
@@ -28,25 +44,15 @@ class OnnxRuntimeSession(Session):
         self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=np.float32)
 
     def _load(self, graph: GraphName, threads: int | None) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Prepacking copies every weight per session; without it prefill and decode read one mapped file.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        file = self.bundle.graph_path(graph)
-        try:
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own bare types
-            raise ZipvlError(f"{file}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
+        session = load_graph(self.bundle.graph_path(graph), threads)
         self._check(graph, session)
         return session
 
     def _check(self, graph: GraphName, session: ort.InferenceSession) -> None:
         manifest = self.bundle.manifest
         spec = graph_spec(graph, manifest.model.shape, manifest.limits.page_size)
-        wanted = [(t.name, _TYPES[t.dtype], len(t.shape)) for t in (*spec.inputs, *spec.outputs)]
-        found = [(t.name, t.type, len(t.shape)) for t in (*session.get_inputs(), *session.get_outputs())]
+        wanted = [(t.name, _TYPES[t.dtype], list(t.shape)) for t in (*spec.inputs, *spec.outputs)]
+        found = [(t.name, t.type, list(t.shape)) for t in (*session.get_inputs(), *session.get_outputs())]
         for want, have in zip(wanted, found, strict=False):
             if want != have:
                 raise ZipvlError(f"{self.bundle.graph_path(graph)}: breaks the contract: has {have}, expected {want}")
