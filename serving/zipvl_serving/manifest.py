@@ -81,7 +81,8 @@ class Limits(_Part):
 class Engine(_Part):
     """Who executes the graphs, and the file of each."""
 
-    backend: str
+    backend: Annotated[str, Field(pattern="^onnxruntime$")]
+    """One that sessions.base can open: checked before anything is said of installing it."""
     backend_version: str
     graphs: dict[GraphName, str]
     weights: str

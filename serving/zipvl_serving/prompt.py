@@ -59,6 +59,13 @@ class PromptProcessor:
         Raises ZipvlError for a missing or broken file, InputError for a processor of an unsupported kind.
         """
         directory = Path(directory)
+        try:
+            self._read(directory)
+        except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ZipvlError(f"{directory}: a processor file holds what it should not: {what}") from error
+
+    def _read(self, directory: Path) -> None:
         processor = _read_json(directory / "processor_config.json", required=True)
         tokenizer_config = _read_json(directory / "tokenizer_config.json")
         config = _read_json(directory / "config.json")

@@ -112,7 +112,7 @@ def test_inspect_shows_what_each_layer_keeps(tiny_bundle: Path, images: list[Pat
     printed = succeed(*command)
     for layer, kept in enumerate(report["kept_tokens_per_layer"]):
         assert f"layer {layer}: {len(kept)} tokens kept" in printed
-    dense = json.loads(succeed(*command, "--dense", "--json"))
+    dense = json.loads(succeed(*command[:-2], "--dense", "--json"))
     assert dense["dense"] and dense["ratio_per_layer"] == [1.0] * LAYERS
 
 
@@ -253,7 +253,7 @@ LOOK = f"inspect {{bundle}} --prompt '{QUESTION}'"
         ("inspect {tmp}/nothing", 2, "nothing: not a bundle: it does not exist"),
         ("inspect {tmp}/folder.png", 2, "folder.png: not a bundle: it has no manifest.json"),
         ("inspect {tmp}/tampered", 1, "tampered/weights.safetensors: was changed after the build"),
-        ("inspect {bundle} --image {image}", 2, "--image and --plot need --prompt"),
+        ("inspect {bundle} --image {image}", 2, "--image, --plot, --raw and the method's options need --prompt"),
         (LOOK + " --plot {tmp}/x.png", 2, "give at least one --image"),
         (LOOK + " --image {image} --plot {tmp}/x.bmp", 2, "unknown suffix '.bmp'; valid: .png, .svg, .pdf, .jpg"),
         (LOOK + " --image {image} --plot {tmp}/x", 2, "unknown suffix ''"),
@@ -310,8 +310,7 @@ def test_what_is_wrong_is_one_line(places: dict[str, Path], command: str, code: 
 def test_wrong_usage_is_explained(places: dict[str, Path], command: str, message: str) -> None:
     result = invoke(*shlex.split(command.format(**places)))
     assert result.exit_code == 2
-    assert message in result.stderr and "Usage: " in result.stderr
-    assert "Traceback" not in result.stderr
+    assert message in error_line(result.stderr)
 
 
 def test_the_console_script_fails_the_same(places: dict[str, Path]) -> None:

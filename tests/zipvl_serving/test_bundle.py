@@ -37,11 +37,19 @@ def test_the_manifest_lists_every_file_once(tiny_bundle: Path) -> None:
     assert set(Bundle.open(tiny_bundle).manifest.files) == on_disk - {"manifest.json"}
 
 
-def test_a_surplus_file_does_no_harm(bundle: Path) -> None:
-    (bundle / "notes.txt").write_text("mine")
-    (bundle / "more").mkdir()
-    (bundle / "more" / "prefill.onnx").write_text("mine")
-    assert Bundle.open(bundle).manifest == Bundle.open(bundle, verify=False).manifest
+@pytest.mark.parametrize("name", ["notes.txt", "processor/chat_template.json", "more/prefill.onnx"])
+def test_a_file_that_is_not_listed_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("mine")
+    with refusal(ZipvlError, bundle / name, "is not listed in the manifest"):
+        Bundle.open(bundle)
+
+
+def test_a_link_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "vision.onnx").rename(tmp_path / "elsewhere.onnx")
+    (bundle / "vision.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with refusal(ZipvlError, bundle / "vision.onnx", "is a symbolic link"):
+        Bundle.open(bundle)
 
 
 def _truncate(file: Path) -> None:
@@ -88,6 +96,20 @@ def test_without_verification_sizes_are_still_compared(bundle: Path) -> None:
         (lambda body: body.pop("schema_version"), True, "schema version None is not readable here"),
         (lambda body: body["limits"].pop("page_size"), True, "limits.page_size: Field required"),
         (lambda body: body.update(extra=1), True, "extra: Extra inputs are not permitted"),
+        (lambda body: body.update(schema_version=True), True, "schema version True is not readable here"),
+        (lambda body: body["limits"].update(page_size=0), True, "limits.page_size"),
+        (lambda body: body["limits"].update(kv_bytes=-5), True, "limits.kv_bytes"),
+        (lambda body: body["method"].update(force_last=0), True, "method.force_last"),
+        (lambda body: body["method"].update(probe_random=-1), True, "method.probe_random"),
+        (lambda body: body["method"].update(tau=1.5), True, "method.tau"),
+        (lambda body: body["model"]["shape"].update(layers=0), True, "layers is 0; must be >= 1"),
+        (lambda body: body["engine"].update(backend="nope"), True, "engine.backend"),
+        (lambda body: body["engine"]["graphs"].pop("decode"), True, "must name vision, prefill, decode"),
+        (lambda body: body["engine"]["graphs"].update(vision="../vision.onnx"), True, "not listed among the files"),
+        (lambda body: body["files"].pop("weights.safetensors"), True, "not listed among the files"),
+        (lambda body: body["files"].update({"../x": body["files"]["vision.onnx"]}), True, "stay inside the bundle"),
+        (lambda body: body["files"].update({"/etc/x": body["files"]["vision.onnx"]}), True, "stay inside the bundle"),
+        (lambda body: body.update(files={}), True, "lists no files"),
     ],
 )
 def test_an_edited_manifest_is_refused(

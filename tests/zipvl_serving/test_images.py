@@ -166,3 +166,19 @@ def test_refuses_too_many_pixels_before_decoding() -> None:
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     with pytest.raises(InputError, match="the image: too large: "):
         load_image(bytes(huge))
+
+
+def test_geometry_is_what_the_model_sees() -> None:
+    """A picture over the patches must be drawn on the crop, not on the whole image."""
+    processor = ImageProcessor.from_config(
+        {
+            "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8},
+            "crop_size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        }
+    )  # fmt: skip
+    wide = Image.new("RGB", (32, 8), "blue")
+    wide.paste("red", (0, 0, 8, 8))
+    seen = processor.geometry(wide)
+    assert seen.size == (8, 8)
+    assert seen.getcolors() == [(64, (0, 0, 255))]
+    assert np.allclose(processor([wide])[0], np.asarray(seen).transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from zipvl_serving.manifest import MANIFEST_FILE
 
 _STAGING = re.compile(r"^\.(?P<name>.+)\.partial-[a-z0-9_]+(?P<old>\.old)?$")
 """A bundle in the making, or (`.old`) the one that it is about to replace."""
+_LOOKS = 5
 
 
 @contextmanager
@@ -32,14 +34,12 @@ def staged_directory(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        staging, life = _stage(out)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{out}: cannot be written: {out.parent} is not a directory") from None
     except OSError as error:
         raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}") from None
-    life = _hold(staging)
     try:
-        staging.chmod(0o755)
         yield staging
         _sync(staging)
         _replace(out, staging)
@@ -47,8 +47,7 @@ def staged_directory(out: Path) -> Iterator[Path]:
         raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if life is not None:
-            os.close(life)
+        os.close(life)
 
 
 def check_replaceable(out: Path, aside: Path | None = None) -> None:
@@ -61,17 +60,28 @@ def check_replaceable(out: Path, aside: Path | None = None) -> None:
     for parent in out.parents:
         if _listed_files(parent) is not None:
             raise InputError(f"{out}: lies inside the bundle {parent}; --out takes a place of its own")
-    if not (place.exists() or place.is_symlink()):
-        return
-    if not place.is_dir():
-        raise InputError(f"{out}: is a file; --out names a directory")
-    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
-    foreign = sorted(found - (_listed_files(place) or set()))
-    if foreign:
-        raise InputError(
-            f"{out}: is a directory with other content ({foreign[0]}); "
-            "--out takes a new directory or a bundle to replace"
-        )
+    for look in range(_LOOKS):
+        if not (place.exists() or place.is_symlink()):
+            return
+        if place.is_dir():
+            foreign = _foreign_files(place)
+            if not foreign:
+                return
+            problem = f"is a directory with other content ({foreign[0]})"
+            message = f"{out}: {problem}; --out takes a new directory or a bundle to replace"
+        else:
+            message = f"{out}: is a file; --out names a directory"
+        time.sleep(0.02 * look)  # another process may be replacing the bundle under this one's eyes
+    raise InputError(message)
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files of a directory that no manifest of ours lists."""
+    try:
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    except FileNotFoundError:  # it went away while it was read
+        return []
+    return sorted(found - (_listed_files(folder) or set()))
 
 
 def _listed_files(folder: Path) -> set[str] | None:
@@ -83,6 +93,20 @@ def _listed_files(folder: Path) -> set[str] | None:
     if not isinstance(body, dict) or not {"schema_version", "engine", "cache_key", "files"} <= body.keys():
         return None
     return {*body["files"], MANIFEST_FILE} if isinstance(body["files"], dict) else None
+
+
+def _stage(out: Path) -> tuple[Path, int]:
+    """A new directory beside `out` and the lock that proves that its owner lives."""
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        with suppress(FileNotFoundError):
+            staging.chmod(0o755)
+            life = _hold(staging)
+            # Another process may have swept it between the two: then its lock was first, or the path is gone.
+            if life is not None and staging.exists():
+                return staging, life
+            if life is not None:
+                os.close(life)
 
 
 def _hold(folder: Path) -> int | None:
@@ -109,22 +133,25 @@ def _sweep(out: Path) -> None:
             life = _hold(candidate)
             if life is None:
                 continue
-            os.close(life)
-            if match["old"] and not out.exists():
-                candidate.rename(out)
-            else:
-                shutil.rmtree(candidate, ignore_errors=True)
+            try:
+                if match["old"] and not out.exists():
+                    candidate.rename(out)
+                else:
+                    shutil.rmtree(candidate, ignore_errors=True)
+            finally:
+                os.close(life)
 
 
 def _replace(out: Path, staging: Path) -> None:
     """Put `staging` in the place of `out`, whatever other processes put there meanwhile."""
     old = staging.with_name(f"{staging.name}.old")
-    life = None
+    lives: list[int] = []
     try:
         while True:
             with suppress(FileNotFoundError):
+                life = _hold(out)  # the lock goes where the directory goes
+                lives += [] if life is None else [life]
                 out.rename(old)
-                life = _hold(old)
                 check_replaceable(out, aside=old)
             try:
                 staging.rename(out)
@@ -137,7 +164,7 @@ def _replace(out: Path, staging: Path) -> None:
         if old.exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(old, ignore_errors=True)
-        if life is not None:
+        for life in lives:
             os.close(life)
 
 

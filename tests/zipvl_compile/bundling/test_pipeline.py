@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.bundles import build_recipe, contents, flip_byte, refusal
 from helpers.command_line import error_line, invoke, spawn
 from safetensors.torch import load_file, save_file
@@ -217,11 +218,30 @@ def test_a_build_that_cannot_be_cached_is_still_built(
     Bundle.open(work / "bundle")
 
 
-def test_an_unwritable_cache_is_one_line(tiny_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_done_without(
+    quick_export: None, tiny_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (work / "file").touch()
     monkeypatch.setenv("ZIPVL_CACHE_DIR", str(work / "file"))
-    with refusal(ZipvlError, work / "file" / "bundles", "set ZIPVL_CACHE_DIR or use --no-cache"):
-        build_recipe(tiny_recipe, work / "bundle")
+    result = build_recipe(tiny_recipe, work / "bundle")
+    assert not result.cache_hit
+    assert result.note == f"not cached: {work / 'file'} cannot be written; set ZIPVL_CACHE_DIR or use --no-cache"
+    Bundle.open(work / "bundle")
+
+
+@pytest.mark.parametrize("content", ['{"name": "an extension"}', "not json", "[]"])
+def test_a_manifest_of_somebody_else_is_no_bundle(cache: Path, tiny_recipe: Path, work: Path, content: str) -> None:
+    (work / "webapp").mkdir()
+    (work / "webapp" / "manifest.json").write_text(content)
+    (work / "webapp" / "thesis.txt").write_text("precious")
+    with refusal(InputError, work / "webapp", "is a directory with other content"):
+        build_recipe(tiny_recipe, work / "webapp")
+    assert (work / "webapp" / "thesis.txt").read_text() == "precious"
+
+
+def test_nothing_is_built_inside_a_bundle(tiny_recipe: Path, tiny_bundle: Path) -> None:
+    with refusal(InputError, tiny_bundle / "inner", f"lies inside the bundle {tiny_bundle}"):
+        build_recipe(tiny_recipe, tiny_bundle / "inner")
 
 
 def test_two_processes_at_once_do_the_work_once(empty_cache: Path, tiny_recipe: Path, work: Path) -> None:
@@ -238,7 +258,7 @@ def test_two_processes_at_once_do_the_work_once(empty_cache: Path, tiny_recipe: 
 
 def test_a_bundle_is_replaced_whole(cache: Path, tiny_recipe: Path, tiny_bundle: Path, work: Path) -> None:
     shutil.copytree(tiny_bundle, work / "bundle")
-    (work / "bundle" / "stale.txt").touch()
+    (work / "bundle" / "prefill.onnx").unlink()
     (work / "bundle" / "weights.safetensors").write_text("damaged")
     build_recipe(tiny_recipe, work / "bundle")
     assert contents(work / "bundle") == contents(tiny_bundle)
@@ -259,7 +279,7 @@ def test_places_that_will_do(cache: Path, tiny_recipe: Path, tiny_bundle: Path, 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("other", "is a directory with other content; --out takes a new directory or a bundle to replace"),
+        ("other", "is a directory with other content (notes.txt) | --out takes a new directory or a bundle to replace"),
         ("other/notes.txt", "is a file; --out names a directory"),
         ("dangling", "is a file; --out names a directory"),
     ],
@@ -268,7 +288,7 @@ def test_other_content_is_left_alone(cache: Path, tiny_recipe: Path, work: Path,
     (work / "other").mkdir()
     (work / "other" / "notes.txt").write_text("mine")
     (work / "dangling").symlink_to("nowhere")
-    with refusal(InputError, work / place, message):
+    with refusal(InputError, work / place, *message.split(" | ")):
         build_recipe(tiny_recipe, work / place)
     assert contents(work) == {"other/notes.txt": b"mine"}
     assert names(work) == ["dangling", "other"]
@@ -313,34 +333,28 @@ def test_a_failed_build_leaves_the_old_bundle(
 # --- what killed processes left ---
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
 def test_leftovers_are_swept_up(work: Path) -> None:
-    alive, dead, mine = 1, dead_pid(), os.getpid()  # in a container every run may have the same number
-    for owner in (alive, dead, mine):
-        (work / f".bundle.partial-{owner}").mkdir()
-        (work / f".bundle.partial-{owner}" / "weights.safetensors").touch()
-    (work / f".bundle.partial-{dead}.old").mkdir()
-    (work / f".other.partial-{dead}").mkdir()
-    with staged_directory(work / "bundle") as staging:
-        assert list(staging.iterdir()) == []
-        (staging / "manifest.json").touch()
+    (work / ".bundle.partial-dead.old").mkdir()
+    for name in (".bundle.partial-dead", ".other.partial-dead"):
+        (work / name).mkdir()
+        (work / name / "weights.safetensors").touch()
+    with staged_directory(work / "bundle") as alive, staged_directory(work / "bundle") as staging:
+        assert list(alive.iterdir()) == list(staging.iterdir()) == []
+        assert set(names(work)) - {"bundle"} == {alive.name, staging.name, ".other.partial-dead"}
+        (alive / "manifest.json").write_text(MANIFEST)
+        (staging / "manifest.json").write_text(MANIFEST)
     assert names(work / "bundle") == ["manifest.json"]
-    # Of the dead process nothing stays but what belongs to another bundle.
-    assert names(work) == [".bundle.partial-1", f".other.partial-{dead}", "bundle"]
+    # Nothing stays but what belongs to another bundle.
+    assert names(work) == [".other.partial-dead", "bundle"]
 
 
 def test_a_bundle_put_aside_by_a_killed_process_comes_back(work: Path) -> None:
-    aside = work / f".bundle.partial-{dead_pid()}.old"
+    aside = work / ".bundle.partial-dead.old"
     aside.mkdir()
-    (aside / "manifest.json").write_text("old")
+    (aside / "manifest.json").write_text(MANIFEST)
     with pytest.raises(RuntimeError), staged_directory(work / "bundle"):
         raise RuntimeError
-    assert contents(work) == {"bundle/manifest.json": b"old"}
+    assert contents(work) == {"bundle/manifest.json": MANIFEST.encode()}
 
 
 RACE = """
@@ -351,10 +365,12 @@ for turn in range(25):
     with staged_directory(Path(sys.argv[1])) as staging:
         (staging / "manifest.json").write_text(sys.argv[2])
 """
+MANIFEST = json.dumps({"schema_version": 1, "engine": {}, "cache_key": "", "files": {}})
+"""The least that is taken for a bundle of ours."""
 
 
 def test_processes_that_replace_each_others_bundles(work: Path) -> None:
-    race = [subprocess.Popen([sys.executable, "-c", RACE, work / "bundle", str(i)]) for i in range(3)]
+    race = [subprocess.Popen([sys.executable, "-c", RACE, work / "bundle", MANIFEST]) for _ in range(3)]
     assert [process.wait(timeout=120) for process in race] == [0, 0, 0]
     assert names(work) == ["bundle"] and names(work / "bundle") == ["manifest.json"]
 
@@ -464,6 +480,24 @@ def _edit_config(recipe: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def _edit_processor(recipe: Path, part: str | None = None, **changes: object) -> None:
+    file = recipe.parent / "checkpoint" / "processor_config.json"
+    body = json.loads(file.read_text())
+    (body[part] if part else body).update(changes)
+    file.write_text(json.dumps(body))
+
+
+def _write_generation(recipe: Path, eos: object) -> None:
+    (recipe.parent / "checkpoint" / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+
+
+def _spoil_tensor(recipe: Path, value: torch.Tensor) -> None:
+    weights = recipe.parent / "checkpoint" / "model.safetensors"
+    tensors = load_file(weights)
+    (name,) = (name for name in tensors if re.search(r"language_model\.(model\.)?norm\.weight$", name))
+    save_file(tensors | {name: value.expand_as(tensors[name]).contiguous()}, weights)
+
+
 def _drop_tensor(recipe: Path) -> None:
     weights = recipe.parent / "checkpoint" / "model.safetensors"
     tensors = load_file(weights)
@@ -496,6 +530,38 @@ def _truncate(recipe: Path) -> None:
             "source/checkpoint/processor_config.json is missing",
         ),
         (lambda recipe: shutil.rmtree(recipe.parent / "checkpoint"), InputError, "checkpoint not found"),
+        (
+            lambda recipe: _edit_processor(recipe, "image_processor", size={"height": 64, "width": 64}),
+            InputError,
+            "the processor makes images of (3, 64, 64), the vision tower takes (3, 48, 48)",
+        ),
+        (
+            lambda recipe: _edit_processor(recipe, num_additional_image_tokens=5),
+            InputError,
+            "the processor writes 40 image tokens per image, the model gives 36",
+        ),
+        (
+            lambda recipe: _edit_processor(recipe, image_processor=[]),
+            ZipvlError,
+            "a processor file holds what it should",
+        ),
+        (
+            lambda recipe: _write_generation(recipe, "x"),
+            ZipvlError,
+            "a processor file holds what it should not",
+        ),
+        (
+            lambda recipe: _write_generation(recipe, 99),
+            InputError,
+            "the tokenizer uses token 99, the model has",
+        ),
+        (
+            lambda recipe: _edit_config(recipe, quantization_config={"quant_method": "awq"}),
+            InputError,
+            "config.json: quantization_config:",
+        ),
+        (lambda recipe: _spoil_tensor(recipe, torch.tensor(torch.nan)), ZipvlError, "logits that are not finite"),
+        (lambda recipe: _spoil_tensor(recipe, torch.tensor(1, dtype=torch.int16)), InputError, "is stored as I16"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_built(
