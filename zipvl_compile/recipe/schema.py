@@ -112,7 +112,12 @@ class ZipVL(_Part):
         le=1,
         description="Share of a layer's attention mass that the kept tokens retain.",
     )
-    ratio_min: Ratio = Field(default=0.0, ge=0, le=1, description="Floor on the share of tokens that a layer keeps.")
+    ratio_min: Ratio = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Floor on the share of tokens that a layer chooses; forced tokens come on top.",
+    )
     ratio_max: Ratio = Field(
         default=1.0, ge=0, le=1, description="Ceiling on that share; equal to ratio_min it forces a fixed ratio."
     )
@@ -147,7 +152,7 @@ class Limits(_Part):
     """Capacities that the engine and its KV pool are built for."""
 
     max_input_tokens: int = Field(default=4096, ge=1, description="Longest prompt, image tokens included, in tokens.")
-    max_batch: int = Field(default=8, ge=1, description="Most sequences decoded together.")
+    max_batch: int = Field(default=8, ge=1, description="Most sequences decoded together. Not read yet.")
     max_new_tokens: int = Field(default=256, ge=1, description="Most tokens generated for one request.")
     kv_bytes: Size = Field(default=256 << 20, description="Memory of the page pool: bytes, or a size such as `256MiB`.")
     page_size: Annotated[int, BeforeValidator(_power_of_two)] = Field(
@@ -178,7 +183,7 @@ class Serving(_Part):
     max_new_tokens_default: int = Field(
         default=64, ge=1, description="Tokens generated where a request names no number; at most limits.max_new_tokens."
     )
-    stream_interval: int = Field(default=1, ge=1, description="Tokens per streamed response.")
+    stream_interval: int = Field(default=1, ge=1, description="Tokens per streamed response. Not read yet.")
 
 
 class Benchmarks(_Part):
