@@ -13,6 +13,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from zipvl_compile.demo.questions import VOCABULARY
 from zipvl_compile.demo.scenes import CELL, GRID, SIDE
@@ -77,5 +78,6 @@ def build_processor() -> LlavaProcessor:
 
 def save_checkpoint(model: LlavaForConditionalGeneration, directory: Path) -> None:
     """Write an fp16 Hugging Face checkpoint that loads offline through AutoProcessor and AutoModel."""
+    disable_progress_bar()
     model.half().save_pretrained(directory)
     build_processor().save_pretrained(directory)

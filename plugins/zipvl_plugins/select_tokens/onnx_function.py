@@ -1,4 +1,8 @@
-"""select_tokens as an ONNX function: two threshold searches and a compaction, no sort, no NonZero."""
+"""select_tokens as an ONNX function.
+
+The portable body searches two thresholds and compacts: no sort, no NonZero. ONNX Runtime's own body sorts: its TopK has
+no limit, and its loops cost more than a sort up to some 8K tokens (and either next to nothing beyond).
+"""
 
 from __future__ import annotations
 
@@ -6,38 +10,33 @@ import onnx
 
 from zipvl_plugins.onnx_text import largest_threshold, parse_function
 
+_BOUNDS = """
+                retain_all = GreaterOrEqual (tau, one)
+                p_wanted = Where (retain_all, n_float, p_adaptive)
+                least_exact = Mul (ratio_min, n_float)
+                least_rounded = Round (least_exact)
+                least = Max (least_rounded, one)
+                most_exact = Mul (ratio_max, n_float)
+                most_rounded = Round (most_exact)
+                most = Max (most_rounded, one)
+                p_least = Max (p_wanted, least)
+                p = Min (p_least, most)
+"""
+"""From p_adaptive to p: tau >= 1 retains all, then the two ratios hold it."""
 
-def function() -> onnx.FunctionProto:
-    """T by thresholds: first the one that retains tau of the mass (its count is p), then the one that p tokens reach.
-
-    Values that tie at a threshold are taken in order of index until enough are in.
-    """
-    count_search = largest_threshold("accumulated", "accumulated", "target", "mass_low", "mass_high")
-    rank_search = largest_threshold("normalised", "ones", "p", "rank_low", "rank_high")
-    return parse_function(f"""
-    select_tokens (accumulated, normalised, forced, tau, ratio_min, ratio_max) => (index, count) {{
-        zero = Constant <value = float[1] {{0.0}}> ()
-        one = Constant <value = float[1] {{1.0}}> ()
-        one_slot = Constant <value = int64[1] {{1}}> ()
-        tokens = Shape (accumulated)
-        slots = Add (tokens, one_slot)
-        all_kept = GreaterOrEqual (ratio_min, one)
-        kept = If (all_kept) <
-            then_branch = dense () => (bool[n] everything) {{
-                everything = ConstantOfShape <value = bool[1] {{1}}> (tokens)
-            }},
-            else_branch = sparse () => (bool[n] chosen) {{
+_COUNT_SEARCH = largest_threshold("accumulated", "accumulated", "target", "mass_low", "mass_high")
+_RANK_SEARCH = largest_threshold("normalised", "ones", "p", "rank_low", "rank_high")
+_BY_SEARCH = f"""
                 tiny = Constant <value = float[1] {{1.1754944e-38}}> ()
                 two = Constant <value = float[1] {{2.0}}> ()
                 half = Constant <value = float[1] {{0.5}}> ()
                 nearly_one = Constant <value = float[1] {{0.99999905}}> ()
                 rounds = Constant <value = int64 {{34}}> ()
                 go = Constant <value = bool {{1}}> ()
-                n_float = Cast <to = 1> (tokens)
                 ones = ConstantOfShape <value = float[1] {{1.0}}> (tokens)
                 total = ReduceSum (accumulated)
                 target = Mul (total, tau)
-                {count_search}
+                {_COUNT_SEARCH}
                 above = GreaterOrEqual (accumulated, mass_high)
                 above_mass_values = Where (above, accumulated, zero)
                 above_mass = ReduceSum (above_mass_values)
@@ -60,17 +59,8 @@ def function() -> onnx.FunctionProto:
                 missing_one = Max (missing, one)
                 missing_count = Min (missing_one, tied_some)
                 p_adaptive = Add (above_count, missing_count)
-                retain_all = GreaterOrEqual (tau, one)
-                p_wanted = Where (retain_all, n_float, p_adaptive)
-                least_exact = Mul (ratio_min, n_float)
-                least_rounded = Round (least_exact)
-                least = Max (least_rounded, one)
-                most_exact = Mul (ratio_max, n_float)
-                most_rounded = Round (most_exact)
-                most = Max (most_rounded, one)
-                p_least = Max (p_wanted, least)
-                p = Min (p_least, most)
-                {rank_search}
+                {_BOUNDS}
+                {_RANK_SEARCH}
                 better = GreaterOrEqual (normalised, rank_high)
                 better_ones = Cast <to = 1> (better)
                 better_count = ReduceSum (better_ones)
@@ -84,6 +74,58 @@ def function() -> onnx.FunctionProto:
                 within = LessOrEqual (tied_rank, open_places)
                 tied_in = And (tied, within)
                 selected = Or (better, tied_in)
+"""
+"""The threshold that retains tau of the mass (its count is p), then the one that p tokens reach.
+
+Values that tie at a threshold are taken in order of index until enough are in.
+"""
+
+_BY_SORT = f"""
+                largest_first, order = TopK <axis = 0, largest = 1, sorted = 1> (accumulated, tokens)
+                largest_double = Cast <to = 11> (largest_first)
+                axis = Constant <value = int64 {{0}}> ()
+                retained = CumSum (largest_double, axis)
+                total = ReduceMax (retained)
+                tau_double = Cast <to = 11> (tau)
+                target = Mul (total, tau_double)
+                too_little = Less (retained, target)
+                too_little_ints = Cast <to = 1> (too_little)
+                too_little_count = ReduceSum (too_little_ints)
+                p_adaptive = Add (too_little_count, one)
+                {_BOUNDS}
+                p_long = Cast <to = 7> (p)
+                best_values, best = TopK <axis = 0, largest = 1, sorted = 1> (normalised, p_long)
+                nobody = ConstantOfShape <value = bool[1] {{0}}> (tokens)
+                ticks = ConstantOfShape <value = bool[1] {{1}}> (p_long)
+                selected = ScatterElements <axis = 0> (nobody, best, ticks)
+"""
+
+
+def function() -> onnx.FunctionProto:
+    return _function(_BY_SEARCH)
+
+
+def onnxruntime_function() -> onnx.FunctionProto:
+    return _function(_BY_SORT)
+
+
+def _function(choose: str) -> onnx.FunctionProto:
+    """`choose` defines selected, bool [n], from the scores and `tokens`, `one`, `zero`, `n_float`."""
+    return parse_function(f"""
+    select_tokens (accumulated, normalised, forced, tau, ratio_min, ratio_max) => (index, count) {{
+        zero = Constant <value = float[1] {{0.0}}> ()
+        one = Constant <value = float[1] {{1.0}}> ()
+        one_slot = Constant <value = int64[1] {{1}}> ()
+        tokens = Shape (accumulated)
+        slots = Add (tokens, one_slot)
+        all_kept = GreaterOrEqual (ratio_min, one)
+        kept = If (all_kept) <
+            then_branch = dense () => (bool[n] everything) {{
+                everything = ConstantOfShape <value = bool[1] {{1}}> (tokens)
+            }},
+            else_branch = sparse () => (bool[n] chosen) {{
+                n_float = Cast <to = 1> (tokens)
+                {choose}
                 chosen = Or (selected, forced)
             }}>
         first = Constant <value = int64[1] {{0}}> ()

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from zipvl_compile.graphs.export import export_graph
+from zipvl_compile.graphs.lint import lint
 from zipvl_compile.graphs.weights import open_weights
 from zipvl_compile.models.decoder import Decoder, Prefill
 from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
@@ -32,6 +33,10 @@ def test_ops_stay_nodes_with_functions(model: ir.Model) -> None:
     assert {function.name for function in model.functions.values()} == set(used)
     for function in model.functions.values():
         assert function.opset_imports[""] == model.opset_imports[""] == 23
+
+
+def test_the_portable_graph_passes_the_lint(model: ir.Model) -> None:
+    assert lint(model, weights_open=True) == []
 
 
 def test_no_inner_shape_says_n(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ from helpers.bundles import build_recipe, refusal
 
 from zipvl_compile.graphs import lint as graph_lint
 from zipvl_compile.graphs.lint import lint
+from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 from zipvl_serving.contract import GRAPHS
 from zipvl_serving.errors import ZipvlError
@@ -18,8 +19,11 @@ from zipvl_serving.errors import ZipvlError
 
 @pytest.fixture
 def prefill(tiny_bundle: Path) -> ir.Model:
-    """A real graph to break."""
-    return ir.load(tiny_bundle / "prefill.onnx")
+    """A real graph to break, with the portable body of select_tokens: that one has loops."""
+    model = ir.load(tiny_bundle / "prefill.onnx")
+    portable = ir.from_proto(ops.onnx_function("select_tokens"))
+    model.functions[portable.identifier()] = portable
+    return model
 
 
 def function(model: ir.Model) -> ir.Function:
