@@ -389,3 +389,13 @@ def test_an_interrupt_within_a_callback_is_not_lost(signum: signal.Signals) -> N
     assert (result.exit_code, result.stdout) == (130, "")
     assert error_line(result.stderr) == "interrupted; nothing half-written was left behind"
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_demo_score_fills_its_table(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    printed = succeed("demo", "score", "--questions", "1", "--out", tmp_path, "--json-out", figures)
+    scores = json.loads(figures.read_text())["scores"]
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")][1:] == list(scores)
+    assert len(scores) == 4 and all(len(columns) == 6 for columns in scores.values())
+    assert all(score["ratio"] == 1 for score in scores["full"].values())
+    assert all(score["ratio"] < 1 for score in scores["ZipVL, literal"].values())
