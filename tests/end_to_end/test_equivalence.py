@@ -56,7 +56,19 @@ def test_full_attention_equals_transformers(case: Case, tokens: int, images: int
     result, outputs = case.generator.prefill(prompt, params)
     assert result.counts == [tokens] * 3
     assert relative_error(torch.from_numpy(outputs.logits), expected) <= 1e-4
-    assert _greedy(case, prompt, params, 32) == continuation
+    _assert_same_tokens(case, prompt, _greedy(case, prompt, params, 32), continuation)
+
+
+def _assert_same_tokens(case: Case, prompt: EncodedPrompt, got: list[int], wanted: list[int]) -> None:
+    """Equal to the last token, unless transformers itself has two that tie to the precision asked of the logits."""
+    assert len(got) == len(wanted)
+    for at, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        if ours != theirs:
+            ids = np.concatenate([prompt.input_ids, np.array(wanted[:at], dtype=np.int64)])
+            longer = replace(prompt, input_ids=ids)
+            logits, _ = case.reference(longer, 1)
+            assert logits[theirs] - logits[ours] <= 1e-4 * logits.norm() / len(logits) ** 0.5, (at, got, wanted)
+            return
 
 
 def _greedy(case: Case, prompt: EncodedPrompt, params: MethodParams, tokens: int) -> list[int]:
