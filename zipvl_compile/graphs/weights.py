@@ -35,11 +35,13 @@ def open_weights(graph: ir.Graph) -> list[str]:
 def fold_transposes(graph: ir.Graph) -> None:
     """Store a weight the way a MatMul wants it, instead of transposing it when a session is made.
 
-    A Transpose of an open initializer becomes an open initializer of its own, named with the suffix `.T`.
+    The matrix transpose of an open initializer becomes an open initializer of its own, named with the suffix `.T`.
     """
+    weights = set(open_weights(graph))
     for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
-        if source is None or source.name not in open_weights(graph) or source.shape is None:
+        swaps = node.op_type == "Transpose" and node.domain == "" and tuple(node.attributes["perm"].as_ints()) == (1, 0)
+        source = node.inputs[0] if swaps else None
+        if source is None or source.name not in weights or source.shape is None:
             continue
         result = node.outputs[0]
         swapped = ir.Value(name=source.name + TRANSPOSED, shape=ir.Shape(reversed(source.shape)), type=source.type)
