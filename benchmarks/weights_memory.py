@@ -22,7 +22,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from zipvl_serving.bundle import Bundle
-from zipvl_serving.sessions.base import PrefillInputs, open_session
+from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, open_session
 
 def memory():
     rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
@@ -39,7 +39,8 @@ session.prefill(
 )
 pages = np.zeros((4, page, shape.kv_heads, shape.head_dim), np.float32)
 tables = np.zeros((shape.layers, 1, 1), np.int32)
-session.decode(np.array([9]), np.array([n]), pages, pages, tables, np.full((shape.layers, 1), 3, np.int32))
+rows = np.full((shape.layers, 1), 3, np.int32)
+session.decode(DecodeInputs(np.array([9]), np.array([n]), pages, pages, tables, rows))
 after = memory()
 weights = bundle.manifest.files[bundle.manifest.engine.weights].bytes
 print(json.dumps({"weights": weights, **{key: after[key] - before[key] for key in after}}))

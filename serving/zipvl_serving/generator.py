@@ -18,7 +18,7 @@ from zipvl_serving.manifest import Method
 from zipvl_serving.probes import forced_tokens, probe_positions
 from zipvl_serving.prompt import EncodedPrompt, PromptProcessor
 from zipvl_serving.sampling import Sampler, SamplingParams
-from zipvl_serving.sessions.base import PrefillInputs, PrefillOutputs, Session, open_session
+from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutputs, Session, open_session
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,9 @@ class Generator:
                     return
                 position = result.tokens + len(answer.token_ids) - 1
                 tables, context = block_tables([cached])
-                logits, keys, values = self.session.decode(
-                    np.array([token], dtype=np.int64),
-                    np.array([position], dtype=np.int64),
-                    self._pool.keys,
-                    self._pool.values,
-                    tables,
-                    context,
-                )
+                ids, places = np.array([token], dtype=np.int64), np.array([position], dtype=np.int64)
+                inputs = DecodeInputs(ids, places, self._pool.keys, self._pool.values, tables, context)
+                logits, keys, values = self.session.decode(inputs)
                 self._pool.append(cached, keys[:, 0], values[:, 0])
                 token = sampler.sample(logits[0], seen)
         finally:

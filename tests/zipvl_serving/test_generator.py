@@ -26,7 +26,7 @@ from zipvl_serving.generator import Generator, MethodParams
 from zipvl_serving.kv_pool import CachedSequence, KVPool, block_tables, page_bytes
 from zipvl_serving.prompt import EncodedPrompt
 from zipvl_serving.sampling import SamplingParams
-from zipvl_serving.sessions.base import Session, open_session
+from zipvl_serving.sessions.base import DecodeInputs, Session, open_session
 
 GREEDY = SamplingParams(max_new_tokens=8)
 
@@ -327,7 +327,9 @@ class Steps:
         """Feed one token to each sequence: logits [batch, vocabulary]."""
         tables, context = block_tables(batch)
         ids, places = np.array(tokens, dtype=np.int64), np.array(positions, dtype=np.int64)
-        logits, keys, values = self.session.decode(ids, places, self.pool.keys, self.pool.values, tables, context)
+        logits, keys, values = self.session.decode(
+            DecodeInputs(ids, places, self.pool.keys, self.pool.values, tables, context)
+        )
         for at, sequence in enumerate(batch):
             self.pool.append(sequence, keys[:, at], values[:, at])
         return logits

@@ -38,6 +38,18 @@ class PrefillOutputs:
     """Per layer, keys and values [rows, kv_heads, head_dim] to cache."""
 
 
+@dataclass(frozen=True)
+class DecodeInputs:
+    """Inputs of the decode graph, by its own names; see docs/contract.md."""
+
+    input_ids: Array
+    position_ids: Array
+    key_pages: Array
+    value_pages: Array
+    block_tables: Array
+    context: Array
+
+
 class Session(ABC):
     """A loaded engine: three graphs over one copy of the weights."""
 
@@ -53,15 +65,7 @@ class Session(ABC):
         """Run one prompt; image_features [visual, hidden] or None for a prompt without images."""
 
     @abstractmethod
-    def decode(
-        self,
-        input_ids: Array,
-        position_ids: Array,
-        keys: Array,
-        values: Array,
-        tables: Array,
-        context: Array,
-    ) -> tuple[Array, Array, Array]:
+    def decode(self, inputs: DecodeInputs) -> tuple[Array, Array, Array]:
         """One step of a batch: logits [batch, vocabulary], new keys and values [layers, batch, kv_heads, head_dim]."""
 
 

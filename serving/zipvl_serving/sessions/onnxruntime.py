@@ -11,7 +11,7 @@ from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.contract import GraphName, graph_spec
 from zipvl_serving.errors import ZipvlError
-from zipvl_serving.sessions.base import PrefillInputs, PrefillOutputs, Session
+from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutputs, Session
 
 _TYPES = {
     "float32": "tensor(float)",
@@ -21,7 +21,7 @@ _TYPES = {
 }
 
 
-def load_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
+def _open_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
     """Open one graph on CPU with its weights mapped; ZipvlError, one line, where ONNX Runtime refuses it."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -44,7 +44,7 @@ class OnnxRuntimeSession(Session):
         self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=np.float32)
 
     def _load(self, graph: GraphName, threads: int | None) -> ort.InferenceSession:
-        session = load_graph(self.bundle.graph_path(graph), threads)
+        session = _open_graph(self.bundle.graph_path(graph), threads)
         self._check(graph, session)
         return session
 
@@ -74,24 +74,6 @@ class OnnxRuntimeSession(Session):
         index = [tokens[:count] for tokens, count in zip(kept[0::3], counts, strict=True)]
         return PrefillOutputs(logits, counts, index, list(zip(kept[1::3], kept[2::3], strict=True)))
 
-    def decode(
-        self,
-        input_ids: Array,
-        position_ids: Array,
-        keys: Array,
-        values: Array,
-        tables: Array,
-        context: Array,
-    ) -> tuple[Array, Array, Array]:
-        logits, new_keys, new_values = self._graphs["decode"].run(
-            None,
-            {
-                "input_ids": input_ids,
-                "position_ids": position_ids,
-                "key_pages": keys,
-                "value_pages": values,
-                "block_tables": tables,
-                "context": context,
-            },
-        )
+    def decode(self, inputs: DecodeInputs) -> tuple[Array, Array, Array]:
+        logits, new_keys, new_values = self._graphs["decode"].run(None, vars(inputs))
         return logits, new_keys, new_values

@@ -16,6 +16,7 @@ from zipvl_compile.models.spec import MethodSpec
 from zipvl_serving.generator import MethodParams
 from zipvl_serving.kv_pool import KVPool, block_tables
 from zipvl_serving.probes import probe_positions
+from zipvl_serving.sessions.base import DecodeInputs
 
 METHODS = {
     "evict": (MethodSpec(), ()),
@@ -82,7 +83,7 @@ def test_decode_of_a_batch(setup: tuple[Case, MethodSpec]) -> None:
         sequences.append(pool.store(outputs.cache))
     tables, context = block_tables(sequences)
     ids, positions = np.array([9, 17, 30]), np.array(lengths)
-    got = case.generator.session.decode(ids, positions, pool.keys, pool.values, tables, context)
+    got = case.generator.session.decode(DecodeInputs(ids, positions, pool.keys, pool.values, tables, context))
     wanted = Decode(_decoder(case))(
         *(torch.from_numpy(array) for array in (ids, positions, pool.keys, pool.values, tables, context))
     )
