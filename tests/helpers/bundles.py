@@ -115,3 +115,7 @@ def refusal(kind: type[ZipvlError], *parts: object) -> Iterator[None]:
     assert line.isprintable(), line  # no line break, no control character
     for part in parts:
         assert str(part) in line
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

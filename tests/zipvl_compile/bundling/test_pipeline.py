@@ -5,91 +5,27 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import re
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from helpers.bundles import build_recipe, contents, flip_byte, refusal
+from helpers.bundles import build_recipe, contents, flip_byte, names, refusal
 from helpers.command_line import error_line, invoke, spawn
-from safetensors.torch import load_file, save_file
 
 from zipvl_compile.bundling import cache as build_cache
 from zipvl_compile.bundling.writer import staged_directory
-from zipvl_compile.graphs import export
 from zipvl_serving.bundle import Bundle
-from zipvl_serving.errors import InputError, ZipvlError
-
-_EXPORTED: dict[Any, Any] = {}
-"""Graphs by their contract: nothing else that these tests change has a say in them."""
-
-
-def _remember_exports(monkeypatch: pytest.MonkeyPatch, *, reuse: bool) -> None:
-    real = export.export_graph
-
-    def remembered(build: Any, spec: Any, executor: Any) -> Any:
-        if not (reuse and spec in _EXPORTED):
-            _EXPORTED[spec] = real(build, spec, executor)
-        return _EXPORTED[spec].clone()
-
-    monkeypatch.setattr(export, "export_graph", remembered)
-
-
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export each graph at most once for all tests."""
-    _remember_exports(monkeypatch, reuse=True)
-
-
-@pytest.fixture
-def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export, and remember it for the tests that need not."""
-    _remember_exports(monkeypatch, reuse=False)
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint: Path, tiny_recipe: Path, tmp_path: Path) -> Path:
-    """A copy of recipe and checkpoint to change."""
-    shutil.copytree(tiny_checkpoint, tmp_path / "source" / "checkpoint")
-    return Path(shutil.copy(tiny_recipe, tmp_path / "source"))
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """Where bundles go: empty, to see what is left in it."""
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def cache(tiny_bundle: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache to change that holds the tiny bundle."""
-    shutil.copytree(session_cache, tmp_path / "cache")
-    monkeypatch.setenv("ZIPVL_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ZIPVL_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+from zipvl_serving.errors import InputError
 
 
 def entry(cache: Path, bundle: Path) -> Path:
     return cache / "bundles" / Bundle.open(bundle).manifest.cache_key
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- the cache ---
@@ -330,51 +266,6 @@ def test_a_failed_build_leaves_the_old_bundle(
     assert names(work) == ["bundle"]
 
 
-# --- what killed processes left ---
-
-
-def test_leftovers_are_swept_up(work: Path) -> None:
-    (work / ".bundle.partial-dead.old").mkdir()
-    for name in (".bundle.partial-dead", ".other.partial-dead"):
-        (work / name).mkdir()
-        (work / name / "weights.safetensors").touch()
-    with staged_directory(work / "bundle") as alive, staged_directory(work / "bundle") as staging:
-        assert list(alive.iterdir()) == list(staging.iterdir()) == []
-        assert set(names(work)) - {"bundle"} == {alive.name, staging.name, ".other.partial-dead"}
-        (alive / "manifest.json").write_text(MANIFEST)
-        (staging / "manifest.json").write_text(MANIFEST)
-    assert names(work / "bundle") == ["manifest.json"]
-    # Nothing stays but what belongs to another bundle.
-    assert names(work) == [".other.partial-dead", "bundle"]
-
-
-def test_a_bundle_put_aside_by_a_killed_process_comes_back(work: Path) -> None:
-    aside = work / ".bundle.partial-dead.old"
-    aside.mkdir()
-    (aside / "manifest.json").write_text(MANIFEST)
-    with pytest.raises(RuntimeError), staged_directory(work / "bundle"):
-        raise RuntimeError
-    assert contents(work) == {"bundle/manifest.json": MANIFEST.encode()}
-
-
-RACE = """
-import sys
-from pathlib import Path
-from zipvl_compile.bundling.writer import staged_directory
-for turn in range(25):
-    with staged_directory(Path(sys.argv[1])) as staging:
-        (staging / "manifest.json").write_text(sys.argv[2])
-"""
-MANIFEST = json.dumps({"schema_version": 1, "engine": {}, "cache_key": "", "files": {}})
-"""The least that is taken for a bundle of ours."""
-
-
-def test_processes_that_replace_each_others_bundles(work: Path) -> None:
-    race = [subprocess.Popen([sys.executable, "-c", RACE, work / "bundle", MANIFEST]) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in race] == [0, 0, 0]
-    assert names(work) == ["bundle"] and names(work / "bundle") == ["manifest.json"]
-
-
 # --- stopped ---
 
 
@@ -470,126 +361,3 @@ def _is_full(line: str, out: Path) -> bool:
     return (
         line.startswith(f"{out}: cannot be written: ") and any(reason in line for reason in reasons) and len(line) < 300
     )
-
-
-# --- what cannot be built ---
-
-
-def _edit_config(recipe: Path, **changes: object) -> None:
-    file = recipe.parent / "checkpoint" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def _edit_processor(recipe: Path, part: str | None = None, **changes: object) -> None:
-    file = recipe.parent / "checkpoint" / "processor_config.json"
-    body = json.loads(file.read_text())
-    (body[part] if part else body).update(changes)
-    file.write_text(json.dumps(body))
-
-
-def _write_generation(recipe: Path, eos: object) -> None:
-    (recipe.parent / "checkpoint" / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-
-
-def _spoil_tensor(recipe: Path, value: torch.Tensor) -> None:
-    weights = recipe.parent / "checkpoint" / "model.safetensors"
-    tensors = load_file(weights)
-    (name,) = (name for name in tensors if re.search(r"language_model\.(model\.)?norm\.weight$", name))
-    save_file(tensors | {name: value.expand_as(tensors[name]).contiguous()}, weights)
-
-
-def _drop_tensor(recipe: Path) -> None:
-    weights = recipe.parent / "checkpoint" / "model.safetensors"
-    tensors = load_file(weights)
-    del tensors[
-        "model.language_model.norm.weight"
-        if "model.language_model.norm.weight" in tensors
-        else "language_model.model.norm.weight"
-    ]
-    save_file(tensors, weights)
-
-
-def _truncate(recipe: Path) -> None:
-    weights = recipe.parent / "checkpoint" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize(
-    ("damage", "kind", "message"),
-    [
-        (
-            lambda recipe: _edit_config(recipe, architectures=["LlamaForCausalLM"]),
-            InputError,
-            "architectures: 'LlamaForCausalLM' is not supported",
-        ),
-        (_drop_tensor, ZipvlError, "missing tensor 'model.language_model.norm.weight'"),
-        (_truncate, ZipvlError, "model.safetensors is truncated or damaged"),
-        (
-            lambda recipe: (recipe.parent / "checkpoint" / "processor_config.json").unlink(),
-            ZipvlError,
-            "source/checkpoint/processor_config.json is missing",
-        ),
-        (lambda recipe: shutil.rmtree(recipe.parent / "checkpoint"), InputError, "checkpoint not found"),
-        (
-            lambda recipe: _edit_processor(recipe, "image_processor", size={"height": 64, "width": 64}),
-            InputError,
-            "the processor makes images of (3, 64, 64), the vision tower takes (3, 48, 48)",
-        ),
-        (
-            lambda recipe: _edit_processor(recipe, num_additional_image_tokens=5),
-            InputError,
-            "the processor writes 40 image tokens per image, the model gives 36",
-        ),
-        (
-            lambda recipe: _edit_processor(recipe, image_processor=[]),
-            ZipvlError,
-            "a processor file holds what it should",
-        ),
-        (
-            lambda recipe: _write_generation(recipe, "x"),
-            ZipvlError,
-            "a processor file holds what it should not",
-        ),
-        (
-            lambda recipe: _write_generation(recipe, 99),
-            InputError,
-            "the tokenizer uses token 99, the model has",
-        ),
-        (
-            lambda recipe: _edit_config(recipe, quantization_config={"quant_method": "awq"}),
-            InputError,
-            "config.json: quantization_config:",
-        ),
-        (lambda recipe: _spoil_tensor(recipe, torch.tensor(torch.nan)), ZipvlError, "logits that are not finite"),
-        (lambda recipe: _spoil_tensor(recipe, torch.tensor(1, dtype=torch.int16)), InputError, "is stored as I16"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_built(
-    quick_export: None,
-    recipe: Path,
-    work: Path,
-    damage: Callable[[Path], object],
-    kind: type[ZipvlError],
-    message: str,
-) -> None:
-    damage(recipe)
-    with refusal(kind, message):
-        build_recipe(recipe, work / "bundle")
-    assert names(work) == []
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.dtype=float16", "model.dtype: 'float16' cannot run on onnxruntime; valid: float32"),
-        ("target.backend=tensorrt", "target.backend: 'tensorrt' is not available yet"),
-        ("target.backend=tensorrt_rtx", "target.backend: 'tensorrt_rtx' is not available yet"),
-        ("target.backend=torch", "target.backend: 'torch' is not available yet"),
-        ("target.limits.max_input_tokens=4095", "is 4127, the checkpoint has 4096 positions; lower either"),
-        ("zipvl.dense_layers=3", "zipvl.dense_layers: 3 is out of range; the checkpoint has 2 layers"),
-    ],
-)
-def test_a_recipe_that_cannot_be_built(tiny_recipe: Path, work: Path, override: str, message: str) -> None:
-    with refusal(InputError, message):
-        build_recipe(tiny_recipe, work / "bundle", override)
-    assert names(work) == []
