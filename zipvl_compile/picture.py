@@ -12,8 +12,8 @@ from PIL import Image
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.generator import PromptResult
 from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.runner import PromptResult
 
 _MOST_IMAGES = 4
 _PANELS_PER_ROW = 8

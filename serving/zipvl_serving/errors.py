@@ -18,6 +18,18 @@ class InputError(ZipvlError):
     exit_code = 2
 
 
+class OverloadedError(ZipvlError):
+    """As many requests are waiting as may wait; asking again later may work."""
+
+
+class DeadlineError(ZipvlError):
+    """The request's time ran out before its first token."""
+
+
+class UnavailableError(ZipvlError):
+    """The engine is stopping, or has stopped."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest valid one first where one is near, then all of them."""
     names = sorted(valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from zipvl_serving.errors import InputError, nearest
 
 MAX_PIXELS = 64_000_000
+
+# Every scan of a JPEG goes over all of its pixels, and one that changes nothing takes a hundred bytes: a small file
+# could keep a processor busy for hours. libtiff has the same limit; encoders write about ten.
+MAX_SCANS = 100
 
 # Pillow also opens formats that run other programs (EPS) or that nobody sends to a model: a server needs none of them.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -47,8 +52,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _VALID_TYPES = {family + backend: family for family in _DEFAULTS for backend in ("", "Pil", "Fast")}
 
-# load_image has a limit of its own, so Pillow's warning at another one would only be noise on the user's terminal.
+# load_image has a limit of its own, so Pillow's warning at another one would only be noise on the user's terminal, and
+# so would be what it says of odd metadata.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -56,7 +63,7 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
     `source` is a path, or the bytes of an image file. The mode is left as it is: ImageProcessor converts to RGB.
     Raises InputError, one line, for a path that is missing or no file, for bytes in none of FORMATS, for a truncated
-    or broken image, and for one of more than `max_pixels` pixels, which is never decoded.
+    or broken image, and for one of more than `max_pixels` pixels or MAX_SCANS scans, which is never decoded.
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), "the image", max_pixels)
@@ -74,19 +81,37 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 def _decode(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)  # reads the header only
+        width, height = _largest(image)
     except Image.DecompressionBombError as error:  # Pillow's own limit, which holds whatever max_pixels is
         raise InputError(f"{name}: too large: {' '.join(str(error).split())}") from error
-    except Exception as error:  # Pillow's parsers raise whatever they trip over: OSError, SyntaxError, ValueError, ...
+    except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image in a known format ({', '.join(FORMATS)})") from error
-    width, height = image.size
+    except Exception as error:  # Pillow's parsers raise whatever they trip over: OSError, SyntaxError, ValueError, ...
+        raise _broken(name, error) from error
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:g} megapixels"
         raise InputError(f"{name}: too large: {width} x {height} pixels, more than the limit of {limit}")
+    if image.format in ("JPEG", "MPO"):
+        stream.seek(0)
+        scans = stream.read().count(b"\xff\xda")  # in compressed data no byte but 00 follows ff
+        if scans > MAX_SCANS:
+            raise InputError(f"{name}: a JPEG of {scans} scans, more than the limit of {MAX_SCANS}")
     try:
         image.load()
         return ImageOps.exif_transpose(image)
     except Exception as error:
-        raise InputError(f"{name}: the image is truncated or broken: {' '.join(str(error).split())}") from error
+        raise _broken(name, error) from error
+
+
+def _largest(image: Image.Image) -> tuple[int, int]:
+    """The width and height of what decoding has to hold: the image, or a tile of a TIFF, which may be larger."""
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0)
+    return max(image.size, tile, key=math.prod)
+
+
+def _broken(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: the image is truncated or broken: {' '.join(str(error).split())}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

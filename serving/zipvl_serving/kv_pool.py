@@ -5,22 +5,49 @@ Every (layer, sequence) owns ceil(rows / page_size) pages, so memory follows wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import ZipvlError
+from zipvl_serving.manifest import Manifest
 
 
 @dataclass
 class CachedSequence:
     """Pages and rows of one sequence, layer by layer."""
 
-    blocks: list[list[int]]
-    """Page ids of each layer, in order of their rows."""
-    rows: list[int]
-    """Rows in use of each layer."""
+    table: Array
+    """int32 [layers, width], page ids of each layer in order of their rows; 0 past the layer's own pages."""
+    rows: Array
+    """int32 [layers], rows in use of each layer."""
+    owned: list[int]
+    """Pages of each layer."""
+
+    @classmethod
+    def empty(cls) -> CachedSequence:
+        """A sequence that holds nothing."""
+        return cls(np.zeros((0, 0), dtype=np.int32), np.zeros(0, dtype=np.int32), [])
+
+    @property
+    def pages(self) -> int:
+        return sum(self.owned)
+
+    @property
+    def blocks(self) -> list[list[int]]:
+        """Page ids of each layer."""
+        return [self.table[layer, :count].tolist() for layer, count in enumerate(self.owned)]
+
+    def _add(self, layer: int, page: int) -> None:
+        width = self.table.shape[1]
+        if self.owned[layer] == width:
+            wider = np.zeros((len(self.owned), max(4, 2 * width)), dtype=np.int32)
+            wider[:, :width] = self.table
+            self.table = wider
+        self.table[layer, self.owned[layer]] = page
+        self.owned[layer] += 1
 
 
 @dataclass
@@ -33,6 +60,8 @@ class KVPool:
     keys: Array
     values: Array
     free: list[int] = field(default_factory=list)
+    high_water: int = 0
+    """Most pages ever in use at once."""
 
     @classmethod
     def create(cls, budget_bytes: int, page_size: int, kv_heads: int, head_dim: int) -> KVPool:
@@ -48,6 +77,12 @@ class KVPool:
         pool.free = list(range(pages - 1, -1, -1))
         return pool
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> KVPool:
+        """The pool that a bundle asks for."""
+        limits, shape = manifest.limits, manifest.model.shape
+        return cls.create(limits.kv_bytes, limits.page_size, shape.kv_heads, shape.head_dim)
+
     @property
     def page_size(self) -> int:
         return int(self.keys.shape[1])
@@ -60,50 +95,70 @@ class KVPool:
     def pages_used(self) -> int:
         return self.pages - len(self.free)
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, keys and values together."""
+        return page_bytes(self.page_size, *self.keys.shape[2:])
+
+    def pages_for(self, rows: int) -> int:
+        """Pages that so many rows of one layer take."""
+        return -(-rows // self.page_size)
+
     def store(self, layers: list[tuple[Array, Array]]) -> CachedSequence:
         """Copy a prefill's keys and values [rows, kv_heads, head_dim] per layer into fresh pages.
 
         Raises ZipvlError, with nothing allocated, where the pool has too few free pages.
         """
-        needed = sum(-(-len(keys) // self.page_size) for keys, _ in layers)
-        if needed > len(self.free):
+        owned = [self.pages_for(len(keys)) for keys, _ in layers]
+        if sum(owned) > len(self.free):
             raise ZipvlError(
-                f"the KV cache needs {needed} pages of {self.page_size} tokens, {len(self.free)} of {self.pages} are "
-                "free; raise target.limits.kv_bytes in the recipe"
+                f"the KV cache needs {sum(owned)} pages of {self.page_size} tokens, {len(self.free)} of {self.pages} "
+                "are free; raise target.limits.kv_bytes in the recipe"
             )
-        sequence = CachedSequence([[] for _ in layers], [0] * len(layers))
+        table = np.zeros((len(layers), max(owned)), dtype=np.int32)
         for layer, (keys, values) in enumerate(layers):
-            for start in range(0, len(keys), self.page_size):
-                page = self.free.pop()
-                stop = min(start + self.page_size, len(keys))
-                self.keys[page, : stop - start] = keys[start:stop]
-                self.values[page, : stop - start] = values[start:stop]
-                sequence.blocks[layer].append(page)
-            sequence.rows[layer] = len(keys)
-        return sequence
+            pages = table[layer, : owned[layer]]
+            pages[:] = self._take(owned[layer])
+            for pool, new in ((self.keys, keys), (self.values, values)):
+                full = len(new) // self.page_size
+                pool[pages[:full]] = new[: full * self.page_size].reshape(full, *pool.shape[1:])
+                pool[pages[full:], : len(new) % self.page_size] = new[full * self.page_size :]
+        rows = np.array([len(keys) for keys, _ in layers], dtype=np.int32)
+        return CachedSequence(table, rows, owned)
 
-    def append(self, sequence: CachedSequence, keys: Array, values: Array) -> None:
-        """Add one row to every layer: keys, values [layers, kv_heads, head_dim]."""
-        wanting = sum(rows % self.page_size == 0 for rows in sequence.rows)
-        if wanting > len(self.free):
+    def append(self, sequences: Sequence[CachedSequence], keys: Array, values: Array) -> None:
+        """Add one row to every layer of each sequence: keys, values [layers, batch, kv_heads, head_dim].
+
+        Raises ZipvlError, with nothing changed, where the pool has too few free pages.
+        """
+        rows = np.stack([sequence.rows for sequence in sequences], axis=1)
+        wanting = np.argwhere(rows % self.page_size == 0)
+        if len(wanting) > len(self.free):
             raise ZipvlError(
-                f"the KV cache is full: {wanting} more pages are needed, {len(self.free)} of {self.pages} are free; "
-                "raise target.limits.kv_bytes in the recipe or ask for fewer tokens"
+                f"the KV cache is full: {len(wanting)} more pages are needed, {len(self.free)} of {self.pages} are "
+                "free; raise target.limits.kv_bytes in the recipe or ask for fewer tokens"
             )
-        for layer, rows in enumerate(sequence.rows):
-            slot = rows % self.page_size
-            if slot == 0:
-                sequence.blocks[layer].append(self.free.pop())
-            page = sequence.blocks[layer][-1]
-            self.keys[page, slot], self.values[page, slot] = keys[layer], values[layer]
-            sequence.rows[layer] = rows + 1
+        for (layer, at), page in zip(wanting.tolist(), self._take(len(wanting)), strict=True):
+            sequences[at]._add(layer, page)
+        blocks, slots = np.divmod(rows, self.page_size)
+        layers = np.arange(len(rows))
+        pages = np.stack([sequence.table[layers, blocks[:, at]] for at, sequence in enumerate(sequences)], axis=1)
+        self.keys[pages, slots], self.values[pages, slots] = keys, values
+        for sequence in sequences:
+            sequence.rows += 1
 
     def release(self, sequence: CachedSequence) -> None:
         """Give all pages of a sequence back; the sequence must not be used again."""
         for blocks in sequence.blocks:
             self.free.extend(reversed(blocks))
-            blocks.clear()
-        sequence.rows = [0] * len(sequence.rows)
+        sequence.owned = [0] * len(sequence.owned)
+        sequence.rows[:] = 0
+
+    def _take(self, pages: int) -> list[int]:
+        taken = self.free[len(self.free) - pages :]
+        del self.free[len(self.free) - pages :]
+        self.high_water = max(self.high_water, self.pages_used)
+        return taken[::-1]
 
 
 def page_bytes(page_size: int, kv_heads: int, head_dim: int) -> int:
@@ -111,12 +166,11 @@ def page_bytes(page_size: int, kv_heads: int, head_dim: int) -> int:
     return 2 * page_size * kv_heads * head_dim * np.dtype(np.float32).itemsize
 
 
-def block_tables(sequences: list[CachedSequence]) -> tuple[Array, Array]:
+def block_tables(sequences: Sequence[CachedSequence]) -> tuple[Array, Array]:
     """Tables of a batch, int32: block ids [layers, batch, blocks], padded with page 0, and rows [layers, batch]."""
-    layers = len(sequences[0].rows)
-    width = max(len(blocks) for sequence in sequences for blocks in sequence.blocks)
-    tables = np.zeros((layers, len(sequences), width), dtype=np.int32)
+    width = max(max(sequence.owned) for sequence in sequences)
+    tables = np.zeros((len(sequences[0].rows), len(sequences), width), dtype=np.int32)
     for at, sequence in enumerate(sequences):
-        for layer, blocks in enumerate(sequence.blocks):
-            tables[layer, at, : len(blocks)] = blocks
-    return tables, np.array([sequence.rows for sequence in sequences], dtype=np.int32).T.copy()
+        own = sequence.table[:, :width]
+        tables[:, at, : own.shape[1]] = own
+    return tables, np.stack([sequence.rows for sequence in sequences], axis=1)

@@ -6,13 +6,14 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from zipvl_serving.config import ServingConfig
 from zipvl_serving.contract import GRAPHS, GraphName, ModelShape
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_FILE = "manifest.json"
 
 
@@ -109,7 +110,7 @@ class BreakEven(_Part):
 class Manifest(_Part):
     """The whole of manifest.json."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str
     created: str
     """ISO 8601, UTC."""
@@ -117,6 +118,7 @@ class Manifest(_Part):
     model: Model
     method: Method
     limits: Limits
+    serving: ServingConfig
     engine: Engine
     break_even: BreakEven
     recipe: dict[str, Any]

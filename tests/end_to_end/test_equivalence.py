@@ -11,7 +11,7 @@ from helpers import oracle_model
 from helpers.faces import relative_error
 from helpers.llava import Case, compile_case
 
-from zipvl_serving.generator import MethodParams
+from zipvl_serving.method import MethodParams
 from zipvl_serving.probes import probe_positions
 from zipvl_serving.prompt import EncodedPrompt
 from zipvl_serving.sampling import SamplingParams

@@ -92,7 +92,7 @@ def test_without_verification_sizes_are_still_compared(bundle: Path) -> None:
         (lambda body: body["method"].update(tau=0.5), False, "its digest does not match"),
         (lambda body: body["files"].pop("weights.safetensors"), False, "its digest does not match"),
         (lambda body: body.pop("digest"), False, "its digest does not match"),
-        (lambda body: body.update(schema_version=2), True, "schema version 2 is not readable here"),
+        (lambda body: body.update(schema_version=1), True, "schema version 1 is not readable here"),
         (lambda body: body.pop("schema_version"), True, "schema version None is not readable here"),
         (lambda body: body["limits"].pop("page_size"), True, "limits.page_size: Field required"),
         (lambda body: body.update(extra=1), True, "extra: Extra inputs are not permitted"),

@@ -21,9 +21,10 @@ from helpers.bundles import (
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.detokenise import StreamDecoder
-from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.generator import Generator, MethodParams
+from zipvl_serving.errors import InputError
+from zipvl_serving.generator import Generator
 from zipvl_serving.kv_pool import CachedSequence, KVPool, block_tables, page_bytes
+from zipvl_serving.method import MethodParams
 from zipvl_serving.prompt import EncodedPrompt
 from zipvl_serving.sampling import SamplingParams
 from zipvl_serving.sessions.base import DecodeInputs, Session, open_session
@@ -261,7 +262,8 @@ def test_pages_follow_the_tokens_kept(generator: Generator) -> None:
     assert answer.kv_bytes == needed * page_bytes(PAGE_SIZE, shape.kv_heads, shape.head_dim)
     for _, answer in stream:
         grown = [count + len(answer.token_ids) - 1 for count in answer.prompt.counts]
-        assert pages_used(generator) == sum(-(-rows // PAGE_SIZE) for rows in grown)
+        wanted = 0 if answer.finish_reason else sum(-(-rows // PAGE_SIZE) for rows in grown)
+        assert pages_used(generator) == wanted
     assert pages_used(generator) == 0
 
 
@@ -293,19 +295,21 @@ def test_pages_come_back_after_an_exception(generator: Generator, monkeypatch: p
     assert len(generator.answer(prompt, GREEDY).token_ids) == 8
 
 
-@pytest.mark.parametrize(("spare", "spoken"), [(-1, 0), (0, 1), (LAYERS - 1, 1), (LAYERS, 1 + PAGE_SIZE)])
-def test_a_full_pool_is_one_line_and_gives_everything_back(session: Session, spare: int, spoken: int) -> None:
-    """A prompt of whole pages in a pool with `spare` more of them: every further page needs one for each layer."""
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_an_answer_that_may_not_fit_is_refused_before_it_starts(session: Session, spare: int) -> None:
+    """A pool that lacks one page of what a dense prompt and its whole answer take, and one that just holds them."""
     manifest = session.bundle.manifest
-    tokens = 8 * PAGE_SIZE
+    tokens, new = 8 * PAGE_SIZE, 1 + PAGE_SIZE  # the last token of an answer is not cached
     page = page_bytes(PAGE_SIZE, manifest.model.shape.kv_heads, manifest.model.shape.head_dim)
-    limits = manifest.limits.model_copy(update={"kv_bytes": (LAYERS * tokens // PAGE_SIZE + spare) * page})
+    limits = manifest.limits.model_copy(update={"kv_bytes": (LAYERS * 9 + spare) * page})
     small = Bundle(session.bundle.path, manifest.model_copy(update={"limits": limits}))
-    generator, yielded = endless(Generator(small, session)), 0
-    with refusal(ZipvlError, "the KV cache", "target.limits.kv_bytes"):
-        for _ in generator.stream(words(generator, tokens), GREEDY, params(generator, dense=True)):
-            yielded += 1
-    assert yielded == spoken
+    generator, dense = endless(Generator(small, session)), params(open_generator(session), dense=True)
+    prompt, sampling = words(generator, tokens), SamplingParams(max_new_tokens=new)
+    if spare < 0:
+        with refusal(InputError, f"may need {LAYERS * 9} pages", "the KV cache has", "target.limits.kv_bytes"):
+            generator.answer(prompt, sampling, dense)
+    else:
+        assert len(generator.answer(prompt, sampling, dense).token_ids) == new
     assert pages_used(generator) == 0
 
 
@@ -330,8 +334,7 @@ class Steps:
         logits, keys, values = self.session.decode(
             DecodeInputs(ids, places, self.pool.keys, self.pool.values, tables, context)
         )
-        for at, sequence in enumerate(batch):
-            self.pool.append(sequence, keys[:, at], values[:, at])
+        self.pool.append(batch, keys, values)
         return logits
 
 

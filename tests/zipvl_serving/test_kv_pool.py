@@ -60,9 +60,29 @@ class PoolMachine(RuleBasedStateMachine):
         sequence, layers = self.model[name]
         keys, values = self.fresh(LAYERS)
         if sum(len(layer) % PAGE_SIZE == 0 for layer, _ in layers) > len(self.pool.free):
-            self.refuses_and_changes_nothing(lambda: self.pool.append(sequence, keys, values))
+            self.refuses_and_changes_nothing(lambda: self.pool.append([sequence], keys[:, None], values[:, None]))
             return
-        self.pool.append(sequence, keys, values)
+        self.pool.append([sequence], keys[:, None], values[:, None])
+        self.grow(layers, keys, values)
+
+    @rule()
+    def append_to_all(self) -> None:
+        """A decode step: one row for every sequence at once."""
+        batch = list(self.model.values())
+        if not batch:
+            return
+        new = [self.fresh(LAYERS) for _ in batch]
+        keys, values = (np.stack([rows[which] for rows in new], axis=1) for which in (0, 1))
+        sequences = [sequence for sequence, _ in batch]
+        wanting = sum(len(rows) % PAGE_SIZE == 0 for _, layers in batch for rows, _ in layers)
+        if wanting > len(self.pool.free):
+            self.refuses_and_changes_nothing(lambda: self.pool.append(sequences, keys, values))
+            return
+        self.pool.append(sequences, keys, values)
+        for (_, layers), rows in zip(batch, new, strict=True):
+            self.grow(layers, *rows)
+
+    def grow(self, layers: Rows, keys: np.ndarray, values: np.ndarray) -> None:
         for layer, (old_keys, old_values) in enumerate(layers):
             grown = np.concatenate([old_keys, keys[layer, None]]), np.concatenate([old_values, values[layer, None]])
             layers[layer] = grown
@@ -71,7 +91,7 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, name: int) -> None:
         sequence, _ = self.model.pop(name)
         self.pool.release(sequence)
-        assert sequence.rows == [0] * LAYERS
+        assert sequence.rows.tolist() == [0] * LAYERS and sequence.pages == 0
 
     def refuses_and_changes_nothing(self, call: object) -> None:
         before = list(self.pool.free), self.pool.keys.copy(), self.pool.values.copy()
@@ -88,7 +108,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def only_the_pages_needed_are_used(self) -> None:
         needed = sum(pages_for(len(keys)) for _, layers in self.model.values() for keys, _ in layers)
-        assert self.pool.pages_used == needed
+        assert self.pool.pages_used == needed <= self.pool.high_water
 
     @invariant()
     def everything_reads_back(self) -> None:

@@ -1,30 +1,22 @@
-"""Prompts: the same ids and pixels as Hugging Face's LlavaProcessor, and text that streams back whole."""
+"""Prompts: the same ids and pixels as Hugging Face's LlavaProcessor."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+from helpers.prompts import byte_level, llava, pictures
+from transformers import LlavaProcessor
 
 from zipvl_compile.demo.model import build_config, build_processor
-from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.wire import ImagePart, Message, TextPart, parse_messages
 
-SENTENCES = [
-    "What is in this picture? A red bicycle leans against a wall.",
-    "Read the sign: 自転車は左側を走ります 🚲🚦",
-    "USER: how many digits are there? ASSISTANT: 42",
-]
 TEMPLATE = """{%- for message in messages %}
     {%- if loop.index > 9 %}{% break %}{% endif %}
 {{ bos_token if loop.first }}{{ message['role'] | upper }}: {% for part in message['content'] %}
@@ -33,66 +25,15 @@ TEMPLATE = """{%- for message in messages %}
     {%- endfor %}
 {% endfor %}
 {% if add_generation_prompt %} ASSISTANT:{% endif %}"""
-FFFD = "\ufffd"
 
 
-def byte_level_tokenizer() -> Tokenizer:
-    """Too small to hold an emoji or a Chinese character in one token; adds a bos token, as Llama's does."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>", "<image>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
-    return tokenizer
-
-
-def sentencepiece_like_tokenizer() -> Tokenizer:
-    """Llama's kind: '▁' for spaces, bytes for what the vocabulary lacks, the very first space dropped."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcxyz", "▁a", "ab"]
-    tokenizer = Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a"), ("a", "b")], byte_fallback=True)
-    )
-    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in pieces[:3]])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
-
-
-BYTE_LEVEL = byte_level_tokenizer()
-SENTENCEPIECE = sentencepiece_like_tokenizer()
-
-
-def llava(template: str | None) -> LlavaProcessor:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=BYTE_LEVEL,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
+BYTE_LEVEL = byte_level(["<pad>", "<s>", "</s>", "<image>"], bos="<s>")
 
 
 @pytest.fixture(scope="module")
 def reference() -> LlavaProcessor:
-    return llava(TEMPLATE)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "image_token": "<image>"}
+    return llava(BYTE_LEVEL, TEMPLATE, **named)
 
 
 @pytest.fixture(scope="module")
@@ -105,24 +46,6 @@ def saved(reference: LlavaProcessor, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def mine(saved: Path) -> PromptProcessor:
     return PromptProcessor(saved)
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    """A directory of processor files to break."""
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    """Set keys of a JSON file; None removes one."""
-    value = {**(json.loads(path.read_text()) if path.exists() else {}), **changes}
-    path.write_text(json.dumps({key: entry for key, entry in value.items() if entry is not None}))
-
-
-def pictures(count: int) -> list[Image.Image]:
-    random = np.random.default_rng(count)
-    sizes = [(31, 50), (90, 28), (28, 28)]
-    return [Image.fromarray(random.integers(0, 256, (*sizes[i], 3), np.uint8)) for i in range(count)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -202,139 +125,99 @@ def test_refuses_prompts(mine: PromptProcessor, text: str, count: int, message: 
         mine.prepare(text, pictures(count), raw=raw)
 
 
-def test_without_chat_template_the_form_is_llavas(copy: Path) -> None:
-    (copy / "chat_template.jinja").unlink()
-    mine = PromptProcessor(copy)
-    assert mine.render_chat("Why?", 1) == "USER: <image>\nWhy? ASSISTANT:"
-    assert mine.render_chat("Why?", 0) == "USER: Why? ASSISTANT:"
-    prompt = mine.prepare("Why?", pictures(1))
-    assert prompt.input_ids[0] == mine.tokenizer.token_to_id("<s>")
+def test_tokenise_leaves_the_pixels_to_the_caller(mine: PromptProcessor) -> None:
+    text = "Compare <image> and <image>, please"
+    whole, prompt = mine.encode(text, pictures(2)), mine.tokenise(text, [4, 4])
+    assert prompt.pixel_values.shape == (0, 3, 28, 28)
+    assert prompt.text == text
+    for name in ("input_ids", "is_text", "position_ids"):
+        np.testing.assert_array_equal(getattr(prompt, name), getattr(whole, name))
+        assert getattr(prompt, name).dtype == getattr(whole, name).dtype
+
+    uneven = mine.tokenise(text, [1, 6])
+    np.testing.assert_array_equal(uneven.input_ids[uneven.is_text], whole.input_ids[whole.is_text])
+    runs = "".join("t" if is_text else "i" for is_text in uneven.is_text).replace("t", " ").split()
+    assert runs == ["i", "iiiiii"]
+    with pytest.raises(InputError, match=r"has 2 image tokens .* but 3 images were given"):
+        mine.tokenise(text, [4, 4, 4])
 
 
-@pytest.mark.parametrize("place", ["chat_template.json", "processor_config.json", "tokenizer_config.json", "list"])
-def test_finds_the_chat_template_wherever_it_is(copy: Path, place: str) -> None:
-    (copy / "chat_template.jinja").unlink()
-    if place == "list":
-        named = [{"name": "tools", "template": "wrong"}, {"name": "default", "template": "found"}]
-        edit(copy / "tokenizer_config.json", chat_template=named)
-    else:
-        edit(copy / place, chat_template="found")
-    assert PromptProcessor(copy).render_chat("Why?", 0) == "found"
+def test_needs_a_tokenizer_that_keeps_the_image_token(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<image>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ZipvlError, match="does not keep <image> as one token"):
+        PromptProcessor(tmp_path).tokenise("<image>", [4])
 
 
-def test_templates_get_helpers_and_a_sandbox(copy: Path) -> None:
-    def render(template: str) -> str:
-        (copy / "chat_template.jinja").write_text(template)
-        return PromptProcessor(copy).render_chat("<é>", 0)
-
-    assert render("{{ messages[0].content[0] | tojson }}") == '{"type": "text", "text": "<é>"}'
-    assert render("{{ strftime_now('%Y') }}").isdigit()
-    with pytest.raises(InputError, match=r"cannot render this prompt: no\s+images$"):
-        render("{{ raise_exception('no\n images') }}")
-    with pytest.raises(InputError, match="cannot render this prompt: can only concatenate"):
-        render("{{ [] + messages[0]['role'] }}")
-    with pytest.raises(InputError, match="unsafe"):
-        render("{{ messages.__class__.__base__.__subclasses__() }}")
-    with pytest.raises(ZipvlError, match="the chat template is broken: line 1"):
-        render("{% if %}")
+def user(*content: str | None) -> Message:
+    """A message whose parts are texts, or images where they are None."""
+    return Message(role="user", content=[ImagePart() if part is None else TextPart(text=part) for part in content])
 
 
-def test_reads_settings_of_older_checkpoints(copy: Path) -> None:
-    """preprocessor_config.json beside processor_config.json, AddedToken objects, image_token_index."""
-    processor = json.loads((copy / "processor_config.json").read_text())
-    edit(copy / "preprocessor_config.json", **processor["image_processor"])
-    edit(copy / "processor_config.json", image_processor=None)
-    bos = {"__type": "AddedToken", "content": "<s>", "special": True}
-    edit(copy / "tokenizer_config.json", bos_token=bos, image_token=None, extra_special_tokens=[])
-    edit(copy / "config.json", image_token_index=3)
-    mine = PromptProcessor(copy)
-    assert (mine.image_token, mine.image_token_id) == ("<image>", 3)
-    assert mine.prepare("<image>?", pictures(1)).input_ids.tolist().count(mine.tokenizer.token_to_id("<s>")) == 1
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_message_is_prepared_as_the_operators_own_text(mine: PromptProcessor, count: int) -> None:
+    text = "Read the sign: 自転車 🚲?"
+    whole, prompt = (
+        mine.prepare(text, pictures(count)),
+        mine.prepare_messages([user(*[None] * count, text)], [4] * count),
+    )
+    assert prompt.text == whole.text
+    np.testing.assert_array_equal(prompt.input_ids, whole.input_ids)
+    np.testing.assert_array_equal(prompt.is_text, whole.is_text)
+    assert prompt.pixel_values.shape == (0, 3, 28, 28)
 
 
-def test_eos_tokens_come_from_the_first_file_that_names_them(copy: Path) -> None:
-    assert PromptProcessor(copy).eos_token_ids == {2}
-    edit(copy / "config.json", text_config={"eos_token_id": 5})
-    assert PromptProcessor(copy).eos_token_ids == {5}
-    edit(copy / "config.json", eos_token_id=6)
-    assert PromptProcessor(copy).eos_token_ids == {6}
-    edit(copy / "generation_config.json", eos_token_id=[7, 8])
-    assert PromptProcessor(copy).eos_token_ids == {7, 8}
+def test_only_image_parts_are_places(mine: PromptProcessor) -> None:
+    prompt = mine.prepare_messages([user("not <image>", None, "</s>")], [2])
+    assert (~prompt.is_text).sum() == 2
+    assert mine.tokenizer.token_to_id("</s>") not in prompt.input_ids
+    decoded = mine.tokenizer.decode(prompt.input_ids.tolist(), skip_special_tokens=False)
+    assert decoded == "<s>USER: not <image><image><image>\n</s> ASSISTANT:"
+    assert mine.prepare_messages([user(None)], [1]).text == "<s>USER: <image>\n ASSISTANT:"
 
 
 @pytest.mark.parametrize(
-    ("file", "changes", "message"),
+    ("messages", "images", "message"),
     [
-        ("processor_config.json", {"patch_size": None}, "patch_size is None; valid: an integer"),
-        ("processor_config.json", {"vision_feature_select_strategy": "some"}, "valid: default, full"),
-        ("processor_config.json", {"num_additional_image_tokens": -1}, "valid: an integer >= 0"),
-        ("processor_config.json", {"processor_class": "Qwen2VLProcessor"}, "valid: LlavaProcessor"),
-        ("processor_config.json", {"image_processor": None}, "preprocessor_config.json is missing"),
-        ("tokenizer_config.json", {"image_token": "<picture>"}, "no image token '<picture>'"),
-        ("tokenizer_config.json", {"chat_template": 3}, "the chat template must be text, not int"),
-        ("config.json", {"image_token_index": 9}, "the model's image token is 9 but the tokenizer's <image> is 3"),
+        ([], 0, "messages: the last one must be the user's, but there are none"),
+        (
+            [user("a"), Message(role="assistant", content="b")],
+            0,
+            "the last one must be the user's, not the assistant's",
+        ),
+        ([Message(role="system", content="b")], 0, "must be the user's, not the system's"),
+        ([user()], 0, "the prompt is empty"),
+        ([user("a"), Message(role="user", content=" \n")], 0, "the prompt is empty"),
+        ([user("<image>")], 1, "the messages have 0 image parts but 1 image was given; put one image part where"),
+        ([user(None, "a", None)], 1, "the messages have 2 image parts but 1 image was given; "),
+        ([user(None), user("a")], 0, "the messages have 1 image part but 0 images were given; "),
     ],
 )
-def test_names_the_broken_setting(copy: Path, file: str, changes: dict[str, Any], message: str) -> None:
-    if "chat_template" in changes:
-        (copy / "chat_template.jinja").unlink()
-    edit(copy / file, **changes)
-    with pytest.raises(ZipvlError, match=message):
-        PromptProcessor(copy)
+def test_refuses_conversations(mine: PromptProcessor, messages: list[Message], images: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        mine.prepare_messages(messages, [4] * images)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json"])
-def test_names_missing_and_broken_files(copy: Path, file: str) -> None:
-    for content, message in (("{", "cannot be read"), ("[]", "cannot be read|an object was expected")):
-        (copy / file).write_text(content)
-        with pytest.raises(ZipvlError, match=f"{file}.* ({message})"):
-            PromptProcessor(copy)
-    (copy / file).unlink()
-    with pytest.raises(ZipvlError, match=f"{file} is missing"):
-        PromptProcessor(copy)
+def test_refuses_a_template_that_loses_images(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content[-1].text }}")
+    with pytest.raises(InputError, match=r"the chat template writes 0 image tokens \('<image>'\) for 1 image part"):
+        PromptProcessor(tmp_path).prepare_messages([user(None, "a")], [4])
 
 
-def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    decoder = StreamDecoder(tokenizer)
-    return [*(decoder.push(token) for token in ids), decoder.flush()]
+def test_refuses_half_a_character(mine: PromptProcessor) -> None:
+    """JSON can spell it."""
+    messages = parse_messages('[{"role": "system", "content": ""}, {"role": "user", "content": "a \\ud83d"}]')
+    with pytest.raises(InputError, match=r"messages\[1\] is not valid Unicode: '\\ud83d'"):
+        mine.prepare_messages(messages, [])
 
 
-@given(text=st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=30))  # "<": no special tokens
-@settings(max_examples=60, deadline=None)
-def test_streamed_text_is_whole_and_never_splits_a_character(text: str) -> None:
-    pieces = stream(BYTE_LEVEL, BYTE_LEVEL.encode(text, add_special_tokens=False).ids)
-    assert "".join(pieces) == text
-    assert FFFD in text or not any(FFFD in piece for piece in pieces)
-
-
-@given(ids=st.lists(st.integers(0, 340), max_size=20))
-@settings(max_examples=60, deadline=None)
-def test_streaming_any_tokens_equals_decoding_them_at_once(ids: list[int]) -> None:
-    assert "".join(stream(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
-
-
-@given(text=st.text(st.sampled_from("ab xyé自🚲 "), max_size=20))
-@settings(max_examples=60, deadline=None)
-def test_streams_sentencepiece_text(text: str) -> None:
-    tokenizer = SENTENCEPIECE
-    ids = tokenizer.encode("▁" + text.replace(" ", "▁")).ids
-    ids = [token for pair in zip(ids, [2] * len(ids), strict=True) for token in pair]  # a special token after each
-    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == text
-
-
-def test_characters_of_several_tokens_come_out_in_one_piece() -> None:
-    ids = BYTE_LEVEL.encode("漢🎈", add_special_tokens=False).ids
-    assert len(ids) > 2
-    assert [piece for piece in stream(BYTE_LEVEL, ids) if piece] == ["漢", "🎈"]
-
-
-def test_an_unfinished_character_comes_with_the_flush() -> None:
-    half = SENTENCEPIECE.encode("▁a🚲").ids[:-1]
-    pieces = stream(SENTENCEPIECE, half)
-    assert pieces[:-1] == ["a", "", "", ""]
-    assert set(pieces[-1]) == {FFFD}
-
-
-def test_words_without_a_decoder_are_joined_by_spaces() -> None:
-    tokenizer = build_processor().tokenizer.backend_tokenizer
-    assert stream(tokenizer, tokenizer.encode("red green blue").ids) == ["red", " green", " blue", ""]
+def test_threads_may_share_a_processor(mine: PromptProcessor) -> None:
+    conversations = [[user(None, f"{i} </s> <image> {'word ' * (i % 7)}")] for i in range(64)]
+    expected = [mine.prepare_messages(messages, [4]).input_ids.tolist() for messages in conversations]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda messages: mine.prepare_messages(messages, [4]).input_ids.tolist(), conversations))
+    assert found == expected

@@ -22,7 +22,7 @@ from zipvl_serving.bundle import PROCESSOR_FOLDER, describe_files
 from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.kv_pool import page_bytes
-from zipvl_serving.manifest import MANIFEST_FILE, BreakEven, Engine, Limits, Manifest, Method, Model
+from zipvl_serving.manifest import MANIFEST_FILE, SCHEMA_VERSION, BreakEven, Engine, Limits, Manifest, Method, Model
 from zipvl_serving.prompt import PromptProcessor
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _describe(
 
     zipvl, limits = recipe.zipvl, recipe.target.limits
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         name=recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         cache_key=origin["key"],
@@ -264,6 +264,7 @@ def _describe(
             kv_bytes=limits.kv_bytes,
             page_size=limits.page_size,
         ),
+        serving=recipe.serving.config,
         engine=Engine(
             backend=engine_builder.name,
             backend_version=origin["tools"][engine_builder.distribution],

@@ -1,4 +1,4 @@
-"""Atomic directories: a bundle appears whole or not at all."""
+"""Atomic directories: a bundle, or a model of a repository, appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from zipvl_serving.errors import InputError, ZipvlError
@@ -22,66 +23,15 @@ _STAGING = re.compile(r"^\.(?P<name>.+)\.partial-[a-z0-9_]+(?P<old>\.old)?$")
 _LOOKS = 5
 
 
-@contextmanager
-def staged_directory(out: Path) -> Iterator[Path]:
-    """A fresh directory beside `out` that takes its place when the block ends well and vanishes when it does not.
+@dataclass(frozen=True)
+class Kind:
+    """What may be replaced.
 
-    An existing bundle at `out` is replaced whole; anything else there is refused (InputError) and left alone. What
-    killed processes left behind is swept up. A full disk or a missing permission is a one-line ZipvlError.
+    listed: the files of one at a folder, by relative name; None where there is no such thing of ours.
     """
-    out = out.resolve()  # what a link points to is replaced, not the link
-    check_replaceable(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        staging, life = _stage(out)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{out}: cannot be written: {out.parent} is not a directory") from None
-    except OSError as error:
-        raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}") from None
-    try:
-        yield staging
-        _sync(staging)
-        _replace(out, staging)
-    except OSError as error:
-        raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}; nothing was left behind") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(life)
 
-
-def check_replaceable(out: Path, aside: Path | None = None) -> None:
-    """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle of ours.
-
-    A directory is a bundle only where its manifest is one of ours and names everything in it: files of anybody else
-    are never deleted.
-    """
-    place = aside or out
-    for parent in out.parents:
-        if _listed_files(parent) is not None:
-            raise InputError(f"{out}: lies inside the bundle {parent}; --out takes a place of its own")
-    for look in range(_LOOKS):
-        if not (place.exists() or place.is_symlink()):
-            return
-        if place.is_dir():
-            foreign = _foreign_files(place)
-            if not foreign:
-                return
-            problem = f"is a directory with other content ({foreign[0]})"
-            message = f"{out}: {problem}; --out takes a new directory or a bundle to replace"
-        else:
-            message = f"{out}: is a file; --out names a directory"
-        time.sleep(0.02 * look)  # another process may be replacing the bundle under this one's eyes
-    raise InputError(message)
-
-
-def _foreign_files(folder: Path) -> list[str]:
-    """Files of a directory that no manifest of ours lists."""
-    try:
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    except FileNotFoundError:  # it went away while it was read
-        return []
-    return sorted(found - (_listed_files(folder) or set()))
+    noun: str
+    listed: Callable[[Path], set[str] | None]
 
 
 def _listed_files(folder: Path) -> set[str] | None:
@@ -93,6 +43,72 @@ def _listed_files(folder: Path) -> set[str] | None:
     if not isinstance(body, dict) or not {"schema_version", "engine", "cache_key", "files"} <= body.keys():
         return None
     return {*body["files"], MANIFEST_FILE} if isinstance(body["files"], dict) else None
+
+
+BUNDLE = Kind("bundle", _listed_files)
+
+
+@contextmanager
+def staged_directory(out: Path, kind: Kind = BUNDLE) -> Iterator[Path]:
+    """A fresh directory beside `out` that takes its place when the block ends well and vanishes when it does not.
+
+    An existing bundle (or whatever `kind` says) at `out` is replaced whole; anything else there is refused (InputError)
+    and left alone. What killed processes left behind is swept up. A full disk or a missing permission is a one-line
+    ZipvlError.
+    """
+    out = out.resolve()  # what a link points to is replaced, not the link
+    check_replaceable(out, kind)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        staging, life = _stage(out)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: cannot be written: {out.parent} is not a directory") from None
+    except OSError as error:
+        raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield staging
+        _sync(staging)
+        _replace(out, staging, kind)
+    except OSError as error:
+        raise ZipvlError(f"{out}: cannot be written: {error.strerror or error}; nothing was left behind") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(life)
+
+
+def check_replaceable(out: Path, kind: Kind = BUNDLE, aside: Path | None = None) -> None:
+    """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle of ours.
+
+    A directory is a bundle only where its manifest is one of ours and names everything in it: files of anybody else
+    are never deleted. The same holds for another `kind`.
+    """
+    place = aside or out
+    for parent in out.parents:
+        if _listed_files(parent) is not None:
+            raise InputError(f"{out}: lies inside the bundle {parent}; --out takes a place of its own")
+    for look in range(_LOOKS):
+        if not (place.exists() or place.is_symlink()):
+            return
+        if place.is_dir():
+            foreign = _foreign_files(place, kind)
+            if not foreign:
+                return
+            problem = f"is a directory with other content ({foreign[0]})"
+            message = f"{out}: {problem}; --out takes a new directory or a {kind.noun} to replace"
+        else:
+            message = f"{out}: is a file; --out names a directory"
+        time.sleep(0.02 * look)  # another process may be replacing the bundle under this one's eyes
+    raise InputError(message)
+
+
+def _foreign_files(folder: Path, kind: Kind) -> list[str]:
+    """Files of a directory that are not of a thing of ours."""
+    try:
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    except FileNotFoundError:  # it went away while it was read
+        return []
+    return sorted(found - (kind.listed(folder) or set()))
 
 
 def _stage(out: Path) -> tuple[Path, int]:
@@ -142,7 +158,7 @@ def _sweep(out: Path) -> None:
                 os.close(life)
 
 
-def _replace(out: Path, staging: Path) -> None:
+def _replace(out: Path, staging: Path, kind: Kind) -> None:
     """Put `staging` in the place of `out`, whatever other processes put there meanwhile."""
     old = staging.with_name(f"{staging.name}.old")
     lives: list[int] = []
@@ -152,7 +168,7 @@ def _replace(out: Path, staging: Path) -> None:
                 life = _hold(out)  # the lock goes where the directory goes
                 lives += [] if life is None else [life]
                 out.rename(old)
-                check_replaceable(out, aside=old)
+                check_replaceable(out, kind, aside=old)
             try:
                 staging.rename(out)
                 return

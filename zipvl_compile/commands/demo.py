@@ -85,7 +85,8 @@ def score(
     from zipvl_compile.demo.score import COLUMNS
     from zipvl_compile.demo.score import score as ask_all
     from zipvl_serving.bundle import Bundle
-    from zipvl_serving.generator import Generator, MethodParams
+    from zipvl_serving.generator import Generator
+    from zipvl_serving.method import MethodParams
 
     source = [f"model.source={checkpoint.absolute()}"] if checkpoint else []
     literal = ["zipvl.dense_layers=0", "zipvl.force.text=false", "zipvl.force.last=1"]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from zipvl_compile.recipe.source import Key, shorten, show
+from zipvl_serving.config import ServingConfig
 from zipvl_serving.errors import nearest
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "torch")
@@ -40,6 +41,10 @@ def _exponent(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+", value):
         return float(value)
     return value
+
+
+def _size_or_zero(value: object) -> int:
+    return 0 if value == 0 and not isinstance(value, bool) else parse_size(value)
 
 
 def _power_of_two(value: object) -> object:
@@ -152,7 +157,7 @@ class Limits(_Part):
     """Capacities that the engine and its KV pool are built for."""
 
     max_input_tokens: int = Field(default=4096, ge=1, description="Longest prompt, image tokens included, in tokens.")
-    max_batch: int = Field(default=8, ge=1, description="Most sequences decoded together. Not read yet.")
+    max_batch: int = Field(default=32, ge=1, description="Most sequences decoded together.")
     max_new_tokens: int = Field(default=256, ge=1, description="Most tokens generated for one request.")
     kv_bytes: Size = Field(default=256 << 20, description="Memory of the page pool: bytes, or a size such as `256MiB`.")
     page_size: Annotated[int, BeforeValidator(_power_of_two)] = Field(
@@ -177,13 +182,23 @@ class Target(_Part):
         return value
 
 
-class Serving(_Part):
-    """Defaults of the served model; a request may override them."""
+class Serving(ServingConfig):
+    """How the model is served, and the defaults of requests."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     max_new_tokens_default: int = Field(
         default=64, ge=1, description="Tokens generated where a request names no number; at most limits.max_new_tokens."
     )
-    stream_interval: int = Field(default=1, ge=1, description="Tokens per streamed response. Not read yet.")
+    image_cache_bytes: Annotated[int, BeforeValidator(_size_or_zero, json_schema_input_type=int | str)] = Field(
+        default=64 << 20, ge=0, description="Image embeddings kept for images that come again: a size; 0 keeps none."
+    )
+    max_image_bytes: Size = Field(default=20 << 20, ge=1, description="Size of one image file at most.")
+
+    @property
+    def config(self) -> ServingConfig:
+        """What the serving runtime reads."""
+        return ServingConfig(**{name: getattr(self, name) for name in ServingConfig.model_fields})
 
 
 class Benchmarks(_Part):

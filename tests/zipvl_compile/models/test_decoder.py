@@ -13,8 +13,8 @@ from helpers.llava import Case, compile_case
 from zipvl_compile.models.decoder import Decode, Decoder, Prefill
 from zipvl_compile.models.llava import LlavaFamily
 from zipvl_compile.models.spec import MethodSpec
-from zipvl_serving.generator import MethodParams
 from zipvl_serving.kv_pool import KVPool, block_tables
+from zipvl_serving.method import MethodParams
 from zipvl_serving.probes import probe_positions
 from zipvl_serving.sessions.base import DecodeInputs
 

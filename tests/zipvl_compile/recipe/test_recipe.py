@@ -73,13 +73,17 @@ def test_defaults() -> None:
             "gpu": None,
             "limits": {
                 "max_input_tokens": 4096,
-                "max_batch": 8,
+                "max_batch": 32,
                 "max_new_tokens": 256,
                 "kv_bytes": 256 << 20,
                 "page_size": 16,
             },
         },
-        "serving": {"max_new_tokens_default": 64, "stream_interval": 1},
+        "serving": {
+            "max_new_tokens_default": 64, "stream_interval": 1, "max_waiting": 256, "max_prefill_tokens": 2048,
+            "timeout_s": 0.0, "batch_invariant": True, "preprocess_threads": 2, "image_cache_bytes": 64 << 20,
+            "max_images": 128, "max_image_bytes": 20 << 20, "max_image_pixels": 64_000_000, "drain_s": 30.0,
+        },
         "benchmarks": {"break_even_ratio": 0.5, "break_even_lengths": None},
     }
 
