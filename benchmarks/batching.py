@@ -1,0 +1,122 @@
+"""In-flight batching: tokens per second, ITL and the scheduler's own time against the number of concurrent streams.
+
+    python benchmarks/batching.py BUNDLE [--streams 1 2 4 8 16 32] [--tokens 256] [--rounds 5] [--out FILE]
+
+Every stream asks about an image of noise of its own and generates `--tokens` tokens whatever it says (ignore_eos), all
+through the embedded engine: preprocessing, vision, prefill, decode. The levels are visited in turn, forwards and
+backwards, `--rounds` times, so that a slow spell of the machine hits all of them; figures are medians over rounds.
+`single_fast` is one stream with batch_invariant off: the fastest that one stream can be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zipvl_serving.bundle import Bundle
+from zipvl_serving.engine import Engine
+from zipvl_serving.errors import ZipvlError
+from zipvl_serving.sessions.base import Session, open_session
+from zipvl_serving.wire import Chunk, Parameters, WireRequest
+
+
+def noise(seed: int) -> bytes:
+    """An image file that no other stream sends."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def run_level(engine: Engine, streams: int, tokens: int, seed: int) -> dict[str, float]:
+    """All streams start at once; the clock stops when the last one ends."""
+    done, failed = threading.Semaphore(0), []
+
+    def take(event: Chunk | ZipvlError) -> None:
+        if isinstance(event, ZipvlError):
+            failed.append(event)
+        if isinstance(event, ZipvlError) or event.finish_reason:
+            done.release()
+
+    parameters = Parameters(max_tokens=tokens, ignore_eos=True)
+    asked = [
+        WireRequest("which digit is red ?", None, (noise(seed * 1000 + number),), parameters)
+        for number in range(streams)
+    ]
+    engine.metrics.take()
+    begun = time.perf_counter()
+    for request in asked:
+        engine.submit(request, take)
+    for _ in asked:
+        done.acquire()
+    seconds = time.perf_counter() - begun
+    if failed:
+        raise failed[0]
+    seen = engine.metrics.take().observations
+    overheads = seen["step_overhead_seconds", ""]
+    return {
+        "tokens_per_s": streams * tokens / seconds,
+        "ttft_ms": 1e3 * statistics.median(seen["ttft_seconds", ""]),
+        "itl_ms": 1e3 * statistics.median(seen["itl_seconds", ""]),
+        "step_overhead_ms": 1e3 * statistics.median(overheads),
+        "step_overhead_p99_ms": 1e3 * float(np.percentile(overheads, 99)),
+    }
+
+
+def measure(bundle: Bundle, levels: list[int], tokens: int, rounds: int) -> dict[str, Any]:
+    """Figures of every level: medians over rounds."""
+    session: Session = open_session(bundle)
+    engines = {
+        invariant: Engine(bundle, bundle.manifest.serving.override({"batch_invariant": invariant}), session=session)
+        for invariant in (True, False)
+    }
+    plan = [(str(level), True, level) for level in levels] + [("single_fast", False, 1)]
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in plan}
+    for _, invariant, level in plan:  # warm-up
+        run_level(engines[invariant], level, min(tokens, 32), 0)
+    for turn in range(rounds):
+        for name, invariant, level in plan if turn % 2 == 0 else reversed(plan):
+            samples[name].append(run_level(engines[invariant], level, tokens, turn + 1))
+    for engine in engines.values():
+        engine.close()
+    return {
+        name: {key: round(statistics.median(run[key] for run in runs), 4) for key in runs[0]}
+        for name, runs in samples.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    figures = measure(bundle, options.streams, options.tokens, options.rounds)
+    base = figures[str(options.streams[0])]["tokens_per_s"]
+    result = {
+        "bundle": bundle.manifest.name,
+        "tokens_per_stream": options.tokens,
+        "rounds": options.rounds,
+        "streams": figures,
+        "over_one": {name: round(row["tokens_per_s"] / base, 2) for name, row in figures.items()},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
