@@ -113,10 +113,12 @@ def make_cases(generator: Generator, count: int) -> list[Case]:
     rng, pick = np.random.default_rng(0), random.Random(0)
     defaults = MethodParams.defaults(generator.bundle.manifest.method)
     cases = []
+    limits, per_image = generator.bundle.manifest.limits, generator.bundle.manifest.model.shape.tokens_per_image
+    lengths = [count for count in (1, 1, 2, 4, 8, 16, 32) if (count + 1) * per_image <= limits.max_input_tokens]
     for number in range(count):
         name = list(METHODS)[number % len(METHODS)]
-        images = frames(pick.choice([1, 1, 2, 4, 8, 16, 32]), rng)
-        new = pick.choice([4, 16, 48, 96])
+        images = frames(pick.choice(lengths), rng)
+        new = min(pick.choice([4, 16, 48, 96]), limits.max_new_tokens)
         text = pick.choice(QUESTIONS)
         parameters = Parameters(max_tokens=new, ignore_eos=True, **METHODS[name])
         prompt = generator.prepare(text, [load_image(image) for image in images])
@@ -124,6 +126,25 @@ def make_cases(generator: Generator, count: int) -> list[Case]:
         answer = generator.answer(prompt, sampling, defaults.override(**METHODS[name]))
         cases.append(Case(name, WireRequest(text, None, images, parameters), answer.token_ids))
     return cases
+
+
+def pages_by_method(generator: Generator) -> dict[str, dict[str, Any]]:
+    """The longest prompt's pages after prefill under each method, beside what its counts ask for."""
+    limits, shape = generator.bundle.manifest.limits, generator.bundle.manifest.model.shape
+    count = min(32, limits.max_input_tokens // shape.tokens_per_image - 1)
+    prompt = generator.prepare(QUESTIONS[0], [load_image(image) for image in frames(count, np.random.default_rng(1))])
+    page = 2 * 4 * limits.page_size * shape.kv_heads * shape.head_dim
+    table = {}
+    for name, settings in METHODS.items():
+        params = MethodParams.defaults(generator.bundle.manifest.method).override(**settings)
+        answer = generator.answer(prompt, SamplingParams(max_new_tokens=1), params)
+        table[name] = {
+            "prompt_tokens": answer.prompt.tokens,
+            "kept_per_layer": answer.prompt.counts,
+            "pages": answer.kv_bytes // page,
+            "sum_of_ceil": sum(-(-kept // limits.page_size) for kept in answer.prompt.counts),
+        }
+    return table
 
 
 def soak(engine: Engine, cases: list[Case], streams: int, seconds: float) -> dict[str, Any]:
@@ -176,7 +197,8 @@ def main() -> None:
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     session = open_session(bundle)
-    cases = make_cases(Generator(bundle, session), options.cases)
+    offline = Generator(bundle, session)
+    cases = make_cases(offline, options.cases)
     engine = Engine(bundle, session=session)
     books = Books(engine)
     books.install()
@@ -190,6 +212,7 @@ def main() -> None:
         "peak_pages": books.peak["pages"],
         "peak_running": books.peak["running"],
         "pages_left": engine.scheduler.pool.pages_used,
+        "pages_of_one_long_prompt": pages_by_method(offline),
     }
     engine.close()
     text = json.dumps(result, indent=2)
