@@ -86,11 +86,9 @@ class ChatTemplate:
         return _PROBE in self._try(_PROBE)
 
     def _repeats_parts(self) -> bool:
-        """Whether a message of an image and a text comes out in the prompt, and not as Python prints a list."""
-        text = _text_part(_PROBE)
-        prompt = self._try([_IMAGE_PART, text])
-        printed = str(text) in prompt or _to_json(text) in prompt
-        return _PROBE in prompt and prompt.count(self._image_token) == 1 and not printed
+        """Whether a message of an image and a text comes out in the prompt; a printed list has no image token."""
+        prompt = self._try([_IMAGE_PART, _text_part(_PROBE)])
+        return _PROBE in prompt and prompt.count(self._image_token) == 1
 
     def _try(self, content: str | list[dict[str, str]]) -> str:
         try:

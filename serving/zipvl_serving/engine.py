@@ -67,7 +67,7 @@ class Engine:
         self.bundle = bundle
         self.config = config or bundle.manifest.serving
         self.metrics = metrics or Metrics()
-        session = session or open_session(bundle)
+        session = session or open_session(bundle, threads=self.config.threads or None)
         processor = PromptProcessor(bundle.processor_folder)
         vision = Vision(
             session,
