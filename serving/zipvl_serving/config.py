@@ -31,7 +31,7 @@ class ServingConfig(BaseModel):
         description="Decode a lone stream in a batch of two rows, so that no answer depends on who else is served.",
     )
     threads: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Threads of the engine; 0 is one for each core of the machine."
+        default=0, description="Threads of the engine; 0 is one for each core that the process may use."
     )
     preprocess_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default=2, description="Threads that read images, tokenise and run the vision engine."

@@ -14,6 +14,7 @@ from zipvl_serving.config import ServingConfig
 from zipvl_serving.errors import DeadlineError, OverloadedError, UnavailableError, ZipvlError
 from zipvl_serving.intake import Intake
 from zipvl_serving.kv_pool import KVPool
+from zipvl_serving.machine import usable_cores
 from zipvl_serving.metrics import Metrics
 from zipvl_serving.prompt import PromptProcessor
 from zipvl_serving.runner import Runner
@@ -67,7 +68,7 @@ class Engine:
         self.bundle = bundle
         self.config = config or bundle.manifest.serving
         self.metrics = metrics or Metrics()
-        session = session or open_session(bundle, threads=self.config.threads or None)
+        session = session or open_session(bundle, threads=self.config.threads or usable_cores())
         processor = PromptProcessor(bundle.processor_folder)
         vision = Vision(
             session,
