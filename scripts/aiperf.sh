@@ -18,6 +18,7 @@ if [ ! -x "$aiperf/aiperf" ]; then
     "$aiperf/pip" install --quiet aiperf==0.13.0
 fi
 
+: >"$work/serve.log"
 ports=(--gateway-port 0)
 [ "$engine" = embedded ] || ports+=(--http-port 0 --grpc-port 0 --metrics-port 0)
 "$root/.venv/bin/zipvl-compile" serve "$bundle" --engine "$engine" "${ports[@]}" >"$work/serve.log" 2>&1 &

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from zipvl_compile.commands import build, demo, doctor, generate, inspect, recipe
+from zipvl_compile.commands import build, demo, doctor, generate, inspect, package, recipe, serve
 from zipvl_compile.commands.guard import GuardedGroup
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command()(build.build)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
+app.command()(package.package)
+app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(demo.app, name="demo")
