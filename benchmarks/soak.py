@@ -29,10 +29,10 @@ from zipvl_serving.bundle import Bundle
 from zipvl_serving.engine import Engine
 from zipvl_serving.errors import ZipvlError
 from zipvl_serving.generator import Generator
-from zipvl_serving.images import load_image
 from zipvl_serving.method import MethodParams
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sessions.base import open_session
+from zipvl_serving.vision.images import load_image
 from zipvl_serving.wire import Chunk, Parameters, WireRequest
 
 METHODS: dict[str, dict[str, Any]] = {

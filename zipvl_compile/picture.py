@@ -12,7 +12,7 @@ from PIL import Image
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.runner import PromptResult
 
 _MOST_IMAGES = 4

@@ -16,12 +16,12 @@ from zipvl_serving.intake import Intake
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.machine import usable_cores
 from zipvl_serving.metrics import Metrics
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.runner import Runner
 from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Request, Sequence
 from zipvl_serving.sessions.base import Session, open_session
-from zipvl_serving.vision import Vision
+from zipvl_serving.vision.features import Vision
 from zipvl_serving.wire import Chunk, WireRequest
 
 Sink = Callable[[Chunk | ZipvlError], None]

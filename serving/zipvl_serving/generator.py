@@ -11,9 +11,9 @@ from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import EncodedPrompt, PromptProcessor
+from zipvl_serving.output.sampling import SamplingParams
+from zipvl_serving.prompts.prompt import EncodedPrompt, PromptProcessor
 from zipvl_serving.runner import PromptResult, Runner
-from zipvl_serving.sampling import SamplingParams
 from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Generation, Request, check_prompt
 from zipvl_serving.sequence import Sequence as Running

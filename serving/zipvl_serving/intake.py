@@ -8,9 +8,9 @@ from zipvl_serving.bundle import Bundle
 from zipvl_serving.config import ServingConfig
 from zipvl_serving.errors import InputError
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.sequence import Request, new_tokens
-from zipvl_serving.vision import Vision
+from zipvl_serving.vision.features import Vision
 from zipvl_serving.wire import ImagePart, Message, TextPart, WireRequest
 
 

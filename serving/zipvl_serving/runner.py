@@ -13,7 +13,7 @@ from zipvl_serving.kv_pool import CachedSequence, KVPool, block_tables
 from zipvl_serving.manifest import Manifest
 from zipvl_serving.method import MethodParams
 from zipvl_serving.probes import forced_tokens, probe_positions
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutputs, Session
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from zipvl_serving.errors import DeadlineError, InputError, ZipvlError
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.metrics import Metrics
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.runner import Runner
 from zipvl_serving.sequence import Request, Sequence, check_prompt, new_tokens
 from zipvl_serving.wire import Chunk, FinishReason

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 
 from zipvl_serving.arrays import Array
-from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError
 from zipvl_serving.kv_pool import CachedSequence
 from zipvl_serving.manifest import Limits
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.output.detokenise import StreamDecoder
+from zipvl_serving.output.sampling import Sampler, SamplingParams, TokenLogprob
+from zipvl_serving.output.stop_strings import StopMatcher
+from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.runner import PromptResult
-from zipvl_serving.sampling import Sampler, SamplingParams, TokenLogprob
-from zipvl_serving.stop_strings import StopMatcher
 from zipvl_serving.wire import Chunk, FinishReason, Statistics
 
 

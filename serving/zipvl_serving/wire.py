@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zipvl_serving.errors import InputError, nearest
 from zipvl_serving.method import MethodParams
-from zipvl_serving.sampling import SamplingParams, TokenLogprob
+from zipvl_serving.output.sampling import SamplingParams, TokenLogprob
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 

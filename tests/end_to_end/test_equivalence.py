@@ -12,9 +12,9 @@ from helpers.faces import relative_error
 from helpers.llava import Case, compile_case
 
 from zipvl_serving.method import MethodParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.probes import probe_positions
-from zipvl_serving.prompt import EncodedPrompt
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.prompts.prompt import EncodedPrompt
 
 MODELS = {
     "mha": {},

@@ -23,7 +23,7 @@ from helpers.gateway import HEAD, until
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.triton.repository import write_repository
 
 PATIENCE_S = 60

@@ -7,7 +7,7 @@ import numpy as np
 from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.manifest import Manifest
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutputs, Session
 
 

@@ -19,7 +19,7 @@ from zipvl_serving.gateway.app import create_app
 from zipvl_serving.gateway.backends.base import Backend, ModelInfo
 from zipvl_serving.gateway.server import GatewayServer, bind
 from zipvl_serving.gateway.tokens import TokenTexts
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
 from zipvl_serving.wire import Chunk, FinishReason, Statistics, WireRequest
 
 MODEL = ModelInfo("fake", 1_700_000_000, max_input_tokens=512, max_new_tokens=32)

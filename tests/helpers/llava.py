@@ -16,7 +16,7 @@ from zipvl_compile.demo.questions import VOCABULARY
 from zipvl_compile.recipe.load import load_recipe
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.prompts.prompt import EncodedPrompt
 
 RECIPE = """
 name: case

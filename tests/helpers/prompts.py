@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokeni
 
 from zipvl_compile.demo.model import CHAT_TEMPLATE as DEMO_TEMPLATE
 from zipvl_compile.demo.questions import VOCABULARY
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.wire import Message, TextPart
 
 SENTENCES = [

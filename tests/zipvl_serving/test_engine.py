@@ -19,7 +19,7 @@ from zipvl_serving.engine import Engine
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
 from zipvl_serving.generator import Generator
 from zipvl_serving.method import MethodParams
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sessions.base import Session, open_session
 from zipvl_serving.wire import Chunk, ImagePart, Message, TextPart, WireRequest
 

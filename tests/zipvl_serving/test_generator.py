@@ -20,13 +20,13 @@ from helpers.bundles import (
 )
 
 from zipvl_serving.bundle import Bundle
-from zipvl_serving.detokenise import StreamDecoder
 from zipvl_serving.errors import InputError
 from zipvl_serving.generator import Generator
 from zipvl_serving.kv_pool import CachedSequence, KVPool, block_tables, page_bytes
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import EncodedPrompt
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.detokenise import StreamDecoder
+from zipvl_serving.output.sampling import SamplingParams
+from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.sessions.base import DecodeInputs, Session, open_session
 
 GREEDY = SamplingParams(max_new_tokens=8)

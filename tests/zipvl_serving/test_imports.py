@@ -10,7 +10,7 @@ from helpers.bundles import QUESTION, random_image
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 
 BLOCK = """
 import importlib, pkgutil, sys
@@ -39,8 +39,8 @@ for module in pkgutil.walk_packages(zipvl_serving.__path__, "zipvl_serving.", on
 GENERATE = """
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
-from zipvl_serving.images import load_image
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.vision.images import load_image
+from zipvl_serving.output.sampling import SamplingParams
 
 bundle, image, question = sys.argv[1:]
 generator = Generator(Bundle.open(bundle))
@@ -61,7 +61,9 @@ def run(program: str, *arguments: str | Path) -> str:
 
 def test_every_module_imports_without_compile_time_packages() -> None:
     modules = run(IMPORT).split()
-    assert {"zipvl_serving.generator", "zipvl_serving.sessions.onnxruntime", "zipvl_serving.prompt"} <= set(modules)
+    assert {"zipvl_serving.generator", "zipvl_serving.sessions.onnxruntime", "zipvl_serving.prompts.prompt"} <= set(
+        modules
+    )
 
 
 def test_a_bundle_answers_without_compile_time_packages(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import DeadlineError, InputError, ZipvlError
 from zipvl_serving.kv_pool import KVPool, page_bytes
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.output.sampling import SamplingParams
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.runner import Runner
-from zipvl_serving.sampling import SamplingParams
 from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Request, Sequence
 from zipvl_serving.wire import Chunk

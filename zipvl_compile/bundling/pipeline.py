@@ -23,7 +23,7 @@ from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.kv_pool import page_bytes
 from zipvl_serving.manifest import MANIFEST_FILE, SCHEMA_VERSION, BreakEven, Engine, Limits, Manifest, Method, Model
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 
 if TYPE_CHECKING:
     import onnx_ir as ir

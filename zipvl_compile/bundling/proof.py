@@ -12,8 +12,8 @@ from zipvl_serving.contract import ModelShape
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.generator import Generator
 from zipvl_serving.manifest import Manifest
-from zipvl_serving.prompt import PromptProcessor
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
+from zipvl_serving.prompts.prompt import PromptProcessor
 
 
 def check_processor(processor: PromptProcessor, folder: Path, shape: ModelShape) -> None:

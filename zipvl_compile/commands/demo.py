@@ -37,7 +37,7 @@ def demo(
     from zipvl_compile.picture import draw
     from zipvl_serving.bundle import Bundle
     from zipvl_serving.generator import Generator
-    from zipvl_serving.sampling import SamplingParams
+    from zipvl_serving.output.sampling import SamplingParams
 
     scene, question = next(held_out_questions(COLUMNS[0], 1, _QUESTION_SEED))
     image = Image.fromarray(scene.frames[0])

@@ -31,7 +31,7 @@ def generate(
     from zipvl_compile.commands.request import encode, method_params
     from zipvl_serving.bundle import Bundle
     from zipvl_serving.generator import Generator
-    from zipvl_serving.sampling import SamplingParams
+    from zipvl_serving.output.sampling import SamplingParams
 
     opened = Bundle.open(bundle)
     sampling = SamplingParams(

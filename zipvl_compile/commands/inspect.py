@@ -37,7 +37,7 @@ def inspect(
     from zipvl_compile.commands.request import method_params
     from zipvl_compile.picture import draw
     from zipvl_serving.generator import Generator
-    from zipvl_serving.images import load_image
+    from zipvl_serving.vision.images import load_image
 
     generator = Generator(opened)
     params = method_params(generator, tau, ratio_min, ratio_max, probe_seed, dense=dense)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zipvl_serving.generator import Generator
-from zipvl_serving.images import load_image
 from zipvl_serving.method import MethodParams
-from zipvl_serving.prompt import EncodedPrompt
+from zipvl_serving.prompts.prompt import EncodedPrompt
+from zipvl_serving.vision.images import load_image
 
 
 def method_params(

@@ -12,7 +12,7 @@ from zipvl_compile.demo.questions import Question, ask
 from zipvl_compile.demo.scenes import Scene, sample_scenes
 from zipvl_serving.generator import Generator
 from zipvl_serving.method import MethodParams
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 
 
 @dataclass(frozen=True)

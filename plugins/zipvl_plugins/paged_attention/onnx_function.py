@@ -1,10 +1,10 @@
 """paged_attention as an ONNX function: gather the pages in use, one softmax over them and the new row.
 
 ONNX Runtime's engine has a body of its own. It gathers rows straight into the order that the products read, where the
-portable one gathers pages and then concatenates and transposes all of them (1.1 to 2.6 times its time, growing with rows
-and heads). And what it computes for a sequence does not depend on how wide the longest one of the batch makes the table:
-sums over rows are matrix products, which add row after row in blocks of one size, so that masked rows at the end add
-exact zeros; the order of additions inside Softmax and ReduceSum would follow the width.
+portable one gathers pages and then concatenates and transposes all of them (1.1 to 2.6 times its time, growing with
+rows and heads). And what it computes for a sequence does not depend on how wide the longest one of the batch makes the
+table: sums over rows are matrix products, which add row after row in blocks of one size, so that masked rows at the end
+add exact zeros; the order of additions inside Softmax and ReduceSum would follow the width.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from zipvl_serving.gateway.limits import MIB
 from zipvl_serving.gateway.server import GatewayServer, bind
 from zipvl_serving.gateway.sources import find_source
 from zipvl_serving.gateway.tokens import TokenTexts
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 
 _FILES = 65536
 

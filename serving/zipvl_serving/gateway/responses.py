@@ -10,7 +10,7 @@ from typing import Any
 
 from zipvl_serving.gateway.backends.base import ModelInfo
 from zipvl_serving.gateway.tokens import TokenTexts
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
 from zipvl_serving.wire import Chunk, FinishReason, Statistics
 
 _REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "deadline": "length"}

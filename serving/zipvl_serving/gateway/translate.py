@@ -13,7 +13,7 @@ from zipvl_serving.gateway.errors import ApiError
 from zipvl_serving.gateway.json_body import read_object
 from zipvl_serving.gateway.refusals import from_validation, refuse_unsupported, unsupported_value
 from zipvl_serving.gateway.schema import ChatMessage, ChatRequest, ImageContent
-from zipvl_serving.image_data import from_data_url
+from zipvl_serving.vision.image_data import from_data_url
 from zipvl_serving.wire import ImagePart, Message, Parameters, Part, TextPart, WireRequest
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError, nearest
-from zipvl_serving.image_data import from_field
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
+from zipvl_serving.vision.image_data import from_field
 from zipvl_serving.wire import Chunk, FinishReason, Parameters, Statistics, WireRequest, parse_messages
 
 Kind = Literal["STRING", "INT32", "INT64", "FP32", "BOOL"]

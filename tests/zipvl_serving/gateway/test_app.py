@@ -24,7 +24,7 @@ from helpers.gateway import (
 
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
 from zipvl_serving.gateway.app import create_app
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
 from zipvl_serving.wire import Chunk
 
 OURS = {

@@ -26,7 +26,7 @@ from zipvl_serving.errors import UnavailableError
 from zipvl_serving.gateway.backends.embedded import EmbeddedBackend, Inbox
 from zipvl_serving.gateway.tokens import TokenTexts
 from zipvl_serving.generator import Generation, Generator
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sessions.base import Session, open_session
 
 Serve = Callable[..., AbstractContextManager[Running]]

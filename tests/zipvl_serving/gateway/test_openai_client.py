@@ -12,7 +12,7 @@ import pytest
 from helpers.gateway import FakeBackend, answer, serving
 
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
 
 USER: Any = [{"role": "user", "content": "hello"}]
 LOGPROBS = [TokenLogprob(token, -0.5, [(token, -0.5), (5, -2.0)]) for token in (2, 3, 4)]

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.generator import Generator
-from zipvl_serving.sampling import SamplingParams
+from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sequence import Generation
 from zipvl_serving.triton.repository import write_repository
 from zipvl_serving.triton.server import TritonServer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
-from zipvl_serving.sampling import TokenLogprob
+from zipvl_serving.output.sampling import TokenLogprob
 from zipvl_serving.triton.tensors import (
     INPUTS,
     OUTPUTS,

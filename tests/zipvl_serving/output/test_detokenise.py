@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zipvl_compile.demo.model import build_processor
-from zipvl_serving.detokenise import StreamDecoder
+from zipvl_serving.output.detokenise import StreamDecoder
 
 FFFD = "\ufffd"
 UNKNOWN = 100_000  # an id outside every vocabulary

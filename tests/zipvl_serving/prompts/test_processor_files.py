@@ -11,7 +11,7 @@ import pytest
 from helpers.prompts import LLAVA_TEMPLATE, byte_level, llava, pictures
 
 from zipvl_serving.errors import ZipvlError
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 
 
 @pytest.fixture(scope="module")

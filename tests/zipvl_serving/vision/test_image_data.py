@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zipvl_serving.errors import InputError
-from zipvl_serving.image_data import from_data_url, from_field
-from zipvl_serving.images import FORMATS
+from zipvl_serving.vision.image_data import from_data_url, from_field
+from zipvl_serving.vision.images import FORMATS
 
 
 def encoded(kind: str) -> bytes:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError
-from zipvl_serving.images import ImageProcessor, load_image
 from zipvl_serving.metrics import Metrics
 from zipvl_serving.sessions.base import Session
+from zipvl_serving.vision.images import ImageProcessor, load_image
 
 
 class FeatureCache:

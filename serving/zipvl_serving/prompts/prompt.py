@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zipvl_serving.chat_template import ChatTemplate
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.processor_files import ProcessorFiles
-from zipvl_serving.text_encoder import TextEncoder
+from zipvl_serving.prompts.chat_template import ChatTemplate
+from zipvl_serving.prompts.processor_files import ProcessorFiles
+from zipvl_serving.prompts.text_encoder import TextEncoder
 from zipvl_serving.wire import ImagePart, Message, TextPart
 
 

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.sampling import Sampler, SamplingParams, TokenLogprob, nucleus
+from zipvl_serving.output.sampling import Sampler, SamplingParams, TokenLogprob, nucleus
 
 PROMPT, GENERATED = np.array([3, 3, 7], np.int64), [11, 500]
 NO_PROMPT = np.array([], np.int64)

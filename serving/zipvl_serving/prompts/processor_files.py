@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.images import ImageProcessor
+from zipvl_serving.vision.images import ImageProcessor
 
 
 @dataclass(frozen=True)

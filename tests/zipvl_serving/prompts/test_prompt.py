@@ -14,7 +14,7 @@ from transformers import LlavaProcessor
 
 from zipvl_compile.demo.model import build_config, build_processor
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.prompt import PromptProcessor
+from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.wire import ImagePart, Message, TextPart, parse_messages
 
 TEMPLATE = """{%- for message in messages %}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipvl_serving.arrays import Array
-from zipvl_serving.penalties import Penalties
+from zipvl_serving.output.penalties import Penalties
 
 NO_BIAS: dict[int, float] = {}
 

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import LlavaProcessor
 
 from zipvl_serving.errors import InputError
-from zipvl_serving.prompt import PromptProcessor
-from zipvl_serving.text_encoder import TextEncoder
+from zipvl_serving.prompts.prompt import PromptProcessor
+from zipvl_serving.prompts.text_encoder import TextEncoder
 from zipvl_serving.wire import ImagePart, Message, TextPart
 
 NEARLY = ["<", ">", "/", "|", "s", "</", "s>", "/s", "<|", "|>", "<|im_", "end|>", "image", "<<", ">>", "[INST]", "\0"]

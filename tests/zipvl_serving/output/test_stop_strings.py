@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zipvl_serving.stop_strings import StopMatcher
+from zipvl_serving.output.stop_strings import StopMatcher
 
 TEXTS = st.text("ab", max_size=24)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)

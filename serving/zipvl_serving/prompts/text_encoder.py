@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
 from zipvl_serving.errors import InputError
-from zipvl_serving.special_tokens import LiteralTokenizer, Mark, SpecialTokenFinder
+from zipvl_serving.prompts.special_tokens import LiteralTokenizer, Mark, SpecialTokenFinder
 
 Render = Callable[[Callable[[str], str]], str]
 """Renders a conversation with a function applied to every text of its messages."""

@@ -8,8 +8,8 @@ import pytest
 from helpers.prompts import DEMO_TEMPLATE, LLAMA_3_TEMPLATE, LLAVA_TEMPLATE, QWEN_TEMPLATE, STRING_TEMPLATE, as_dicts
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from zipvl_serving.chat_template import ChatTemplate
 from zipvl_serving.errors import InputError, ZipvlError
+from zipvl_serving.prompts.chat_template import ChatTemplate
 from zipvl_serving.wire import ImagePart, Message, TextPart
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}

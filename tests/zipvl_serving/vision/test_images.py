@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from zipvl_serving.errors import InputError
-from zipvl_serving.images import ImageProcessor, load_image
+from zipvl_serving.vision.images import ImageProcessor, load_image
 
 SIZES = [(1, 1), (28, 28), (29, 27), (13, 57), (57, 13), (200, 31), (31, 200), (101, 99)]
 CONFIGS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.penalties import Penalties
+from zipvl_serving.output.penalties import Penalties
 
 MOST_STOPS = 16
 MOST_LOGPROBS = 20

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from zipvl_serving.errors import InputError
-from zipvl_serving.images import load_image
+from zipvl_serving.vision.images import load_image
 
 
 def save(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -125,7 +125,7 @@ import json, resource, sys, time
 from pathlib import Path
 from PIL import Image
 from zipvl_serving.errors import InputError
-from zipvl_serving.images import load_image
+from zipvl_serving.vision.images import load_image
 
 Image.init()
 base, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
@@ -148,7 +148,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as importing zipvl_serving.images does
+@pytest.mark.filterwarnings(
+    "ignore::PIL.Image.DecompressionBombWarning"
+)  # as importing zipvl_serving.vision.images does
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_with_one_line(files: Path, name: str) -> None:
     data = (files / name).read_bytes()
