@@ -33,6 +33,10 @@ class ServingConfig(BaseModel):
     threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Threads of the engine; 0 is one for each core that the process may use."
     )
+    spinning: bool = Field(
+        default=False,
+        description="Let waiting threads of the engine spin: quicker alone on a machine, far slower beside others.",
+    )
     preprocess_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default=2, description="Threads that read images, tokenise and run the vision engine."
     )

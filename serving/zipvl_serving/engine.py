@@ -31,6 +31,10 @@ engine's threads, never twice at once for one request; it must be quick and must
 _log = logging.getLogger(__name__)
 
 
+def _open(bundle: Bundle, config: ServingConfig) -> Session:
+    return open_session(bundle, threads=config.threads or usable_cores(), spinning=config.spinning)
+
+
 class Ticket:
     """A request that the engine has taken."""
 
@@ -68,7 +72,7 @@ class Engine:
         self.bundle = bundle
         self.config = config or bundle.manifest.serving
         self.metrics = metrics or Metrics()
-        session = session or open_session(bundle, threads=self.config.threads or usable_cores())
+        session = session or _open(bundle, self.config)
         processor = PromptProcessor(bundle.processor_folder)
         vision = Vision(
             session,
@@ -241,7 +245,7 @@ class Engine:
         for name, value in (
             ("requests_waiting", self.waiting),
             ("requests_running", scheduler.running),
-            ("kv_pages_total", pool.pages),
+            ("kv_pages_capacity", pool.pages),
             ("kv_pages_used", pool.pages_used),
             ("kv_pages_reserved", scheduler.pages_reserved),
         ):

@@ -28,7 +28,7 @@ METRICS = {
         MetricSpec("requests_waiting", "gauge", "Requests taken in that have no place in the batch yet"),
         MetricSpec("requests_running", "gauge", "Requests in the batch"),
         MetricSpec("requests_total", "counter", "Requests that ended", "outcome"),
-        MetricSpec("kv_pages_total", "gauge", "Pages of the KV pool"),
+        MetricSpec("kv_pages_capacity", "gauge", "Pages of the KV pool"),
         MetricSpec("kv_pages_used", "gauge", "Pages of the KV pool that hold rows"),
         MetricSpec("kv_pages_reserved", "gauge", "Pages of the KV pool that running requests may need at most"),
         MetricSpec("prompt_tokens_total", "counter", "Prompt tokens prefilled, visual tokens included"),

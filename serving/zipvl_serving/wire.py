@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -181,3 +181,16 @@ class Chunk:
     """Of each token of `token_ids`, where the request asked for them."""
     finish_reason: FinishReason | None = None
     statistics: Statistics | None = None
+
+
+def merge(chunks: Iterable[Chunk]) -> Chunk:
+    """Chunks of one answer, in order, as one chunk."""
+    pieces = list(chunks)
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    return Chunk(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token for piece in pieces for token in piece.token_ids],
+        logprobs=logprobs if any(piece.logprobs is not None for piece in pieces) else None,
+        finish_reason=pieces[-1].finish_reason,
+        statistics=pieces[-1].statistics,
+    )

@@ -38,7 +38,6 @@ from zipvl_serving.gateway.backends.base import Backend
 from zipvl_serving.gateway.launch_triton import TritonPorts
 from zipvl_serving.gateway.server import STARTUP_S
 from zipvl_serving.metrics import METRICS, PREFIX
-from zipvl_serving.triton.server import TritonServer
 
 KUBERNETES = ("1.35.0", "1.37.0")
 """The oldest whose image volumes are on by default, and the newest that the validator knows."""
@@ -172,7 +171,7 @@ def test_probes_start_slowly_and_never_kill_a_busy_pod(pod: Document) -> None:
     assert min(probes["startup"]["timeoutSeconds"], probes["readiness"]["timeoutSeconds"]) > asked
     # And the launcher must have given up before the kubelet does.
     patience = {name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in probes.items()}
-    assert patience["startup"] >= default_timeout(TritonServer.start) + STARTUP_S
+    assert patience["startup"] >= 2 * STARTUP_S
     assert patience["liveness"] >= 60
 
 
@@ -199,7 +198,7 @@ def test_metrics_that_scale_are_metrics_that_are_counted(everything: Path) -> No
         offered.add(rule.get("name", {}).get("as", series[0]))
         queries += [rule["seriesQuery"], rule["metricsQuery"].replace("<<.Series>>", series[0])]
     named = {name for query in queries for name in re.findall(rf"\b{PREFIX}\w+", query)}
-    assert {f"{PREFIX}requests_waiting", f"{PREFIX}kv_pages_total"} <= named
+    assert {f"{PREFIX}requests_waiting", f"{PREFIX}kv_pages_capacity"} <= named
     for name in named:
         assert METRICS[name.removeprefix(PREFIX)].kind == "gauge", name
     for folder in (DEPLOY / "base", DEPLOY / "overlays/gpu", everything):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -368,8 +368,16 @@ def test_every_error_is_one_line(error: BaseException, code: int, line: str) -> 
     assert (result.exit_code, error_line(result.stderr)) == (code, line)
 
 
+@pytest.fixture
+def heed_sigint() -> Iterator[None]:
+    """A suite started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_within_a_callback_is_not_lost(signum: signal.Signals) -> None:
+def test_an_interrupt_within_a_callback_is_not_lost(signum: signal.Signals, heed_sigint: None) -> None:
     """Python drops what a weakref callback raises."""
 
     class Target:

@@ -38,6 +38,8 @@ def start(session: Session) -> Iterator[Start]:
 
     def open_engine(own: Session | None = None, limits: dict[str, Any] | None = None, **config: Any) -> Engine:
         used = own or session
+        if own:  # the order of entry is the order of asking
+            config.setdefault("preprocess_threads", 1)
         bundle = Bundle(used.bundle.path, changed(used.bundle.manifest, limits=limits or {}))
         engine = Engine(bundle, bundle.manifest.serving.override(config), session=used)
         engines.append(engine)
@@ -372,7 +374,7 @@ def test_what_happens_is_counted(start: Start) -> None:
     assert len(changes.observations["itl_seconds", ""]) == tokens - 3
     for layer in range(LAYERS):
         assert len(changes.observations["kept_ratio", str(layer)]) == 3
-    assert changes.gauges["kv_pages_total", ""] == engine.scheduler.pool.pages
+    assert changes.gauges["kv_pages_capacity", ""] == engine.scheduler.pool.pages
     assert changes.gauges["kv_pages_used", ""] == changes.gauges["requests_running", ""] == 0
     assert changes.gauges["requests_waiting", ""] == 0
 

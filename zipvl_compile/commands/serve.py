@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,10 @@ def serve(
     ] = None,
     settings: Settings = None,
     max_body_mb: Annotated[int, typer.Option(min=1, help="MiB that the body of a request may have.")] = 64,
+    startup_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long the model may take to load, and to answer first.")
+    ] = 120,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Pass on what Triton prints, on stderr.")] = False,
 ) -> None:
     """Serve a bundle: an OpenAI-compatible API over the embedded engine or a Triton server."""
     ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
@@ -65,8 +70,8 @@ def serve(
     keys = auth.read_keys(api_key_file) if api_key_file else ()
     if api_key_file and auth.is_world_readable(api_key_file):
         _warn(f"{api_key_file}: every user of this machine can read the API keys; chmod o-r would end that")
-    gateway = launch.GatewayOptions(host, gateway_port, keys, max_body_mb << 20)
-    voice = launch.Voice(typer.echo, _warn)
+    gateway = launch.GatewayOptions(host, gateway_port, keys, max_body_mb << 20, startup_timeout)
+    voice = launch.Voice(typer.echo, _warn, sys.stderr if verbose else None)
     if engine is EngineKind.EMBEDDED:
         launch.serve_embedded(source, overrides, gateway, voice)
     else:

@@ -21,8 +21,7 @@ from zipvl_serving.gateway.responses import Completion, describe_model
 from zipvl_serving.gateway.sse import EventStream
 from zipvl_serving.gateway.tokens import TokenTexts
 from zipvl_serving.gateway.translate import parse, unknown_model
-from zipvl_serving.triton.tensors import merge
-from zipvl_serving.wire import Chunk
+from zipvl_serving.wire import Chunk, merge
 
 DEFAULT_MAX_BODY_MIB = 64
 _QUICK_BYTES = 64 << 10

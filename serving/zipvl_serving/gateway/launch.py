@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.engine import Engine
@@ -16,7 +17,7 @@ from zipvl_serving.gateway.app import DEFAULT_MAX_BODY_MIB, create_app
 from zipvl_serving.gateway.backends.base import Backend
 from zipvl_serving.gateway.backends.embedded import EmbeddedBackend
 from zipvl_serving.gateway.limits import MIB
-from zipvl_serving.gateway.server import GatewayServer, bind
+from zipvl_serving.gateway.server import STARTUP_S, GatewayServer, bind
 from zipvl_serving.gateway.sources import find_source
 from zipvl_serving.gateway.tokens import TokenTexts
 from zipvl_serving.prompts.prompt import PromptProcessor
@@ -26,23 +27,29 @@ _FILES = 65536
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """Where the gateway listens and whom it lets in. Port 0 takes a free one."""
+    """Where the gateway listens, whom it lets in, and how long the engine may take to answer first.
+
+    Port 0 takes a free one.
+    """
 
     host: str = "127.0.0.1"
     port: int = 9000
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = DEFAULT_MAX_BODY_MIB * MIB
+    startup_s: float = STARTUP_S
 
 
 @dataclass(frozen=True)
 class Voice:
     """How a server speaks to whoever started it.
 
-    ready: gets a line per endpoint, "name: where it is", once the model answers. warn: gets a line per doubt.
+    ready: gets a line per endpoint, "name: where it is", once the model answers. warn: gets a line per doubt. log:
+    takes what a Triton server prints, if anything does.
     """
 
     ready: Callable[[str], None]
     warn: Callable[[str], None]
+    log: IO[str] | None = None
 
 
 def serve_embedded(path: Path, settings: Mapping[str, str], options: GatewayOptions, voice: Voice) -> None:
@@ -75,7 +82,7 @@ def run_gateway(
     `endpoints` are other ways in, to be announced as well.
     """
     address, port = listening.getsockname()[:2]
-    if not options.api_keys and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    if not options.api_keys and is_exposed(listening):
         voice.warn(f"{options.host} is reachable from other machines and no --api-key-file was given: anyone may ask")
     _allow_many_connections()
     host = f"[{address}]" if ":" in address else address
@@ -87,9 +94,15 @@ def run_gateway(
 
     texts = TokenTexts(PromptProcessor(bundle.processor_folder).tokenizer)
     app = create_app(backend, texts, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
-    server = GatewayServer(app, backend, drain_s=drain_s, on_ready=announce)
+    server = GatewayServer(app, backend, startup_s=options.startup_s, drain_s=drain_s, on_ready=announce)
     server.run(sockets=[listening])
     return server
+
+
+def is_exposed(listening: socket.socket) -> bool:
+    """Whether other machines can reach the address of a bound socket."""
+    address: str = listening.getsockname()[0]
+    return not ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def check_end(server: GatewayServer, drain_s: float) -> None:

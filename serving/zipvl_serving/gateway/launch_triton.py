@@ -11,7 +11,7 @@ from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError
 from zipvl_serving.gateway.backends.base import ModelInfo
 from zipvl_serving.gateway.backends.triton import TritonBackend
-from zipvl_serving.gateway.launch import GatewayOptions, Voice, check_end, run_gateway
+from zipvl_serving.gateway.launch import GatewayOptions, Voice, check_end, is_exposed, run_gateway
 from zipvl_serving.gateway.server import bind
 from zipvl_serving.gateway.sources import Source, find_source
 from zipvl_serving.triton.repository import write_repository
@@ -32,7 +32,7 @@ def serve_triton(
 ) -> None:
     """Serve a bundle or a repository of one model through a Triton server until a signal ends it.
 
-    A bundle is packaged into a temporary repository; a repository is served as it is. The gateway stops first, then
+    A bundle is linked into a temporary repository; a repository is served as it is. The gateway stops first, then
     the server. Raises as `serve_embedded`, and InputError for `settings` beside a repository.
     """
     with bind(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="zipvl-serve-") as scratch:
@@ -42,9 +42,11 @@ def serve_triton(
         bundle = Bundle.open(source.bundle)
         config = bundle.manifest.serving.override({**source.settings, **settings})
         repository = _repository(source, bundle, settings, Path(scratch))
-        triton = TritonServer(repository, host=options.host, **asdict(ports))
+        triton = TritonServer(repository, host=options.host, log=voice.log, **asdict(ports))
+        if is_exposed(listening):
+            voice.warn(f"Triton's own ports are open on {options.host} too, and never ask for an API key")
         try:
-            triton.start()
+            triton.start(options.startup_s)
             model = replace(ModelInfo.of(bundle.manifest), name=triton.models[0])
             backend = TritonBackend(model, triton.grpc_address, triton.metrics_address, triton.health)
             server = run_gateway(backend, bundle, listening, options, voice, config.drain_s, _endpoints(triton))
@@ -63,7 +65,7 @@ _END_S = 5.0
 def _repository(source: Source, bundle: Bundle, settings: Mapping[str, str], scratch: Path) -> Path:
     """A repository that holds this model and no other."""
     if source.model is None:
-        write_repository(bundle, scratch, settings)
+        write_repository(bundle, scratch, settings, link=True)
     else:
         (scratch / source.model.name).symlink_to(source.model.resolve(), target_is_directory=True)
     return scratch

@@ -51,7 +51,15 @@ class GatewayServer(uvicorn.Server):
     with an error. A second SIGINT ends all at once. Owns the backend.
     """
 
-    def __init__(self, app: ASGIApp, backend: Backend, *, drain_s: float, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        backend: Backend,
+        *,
+        drain_s: float,
+        on_ready: Callable[[], None],
+        startup_s: float = STARTUP_S,
+    ) -> None:
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -67,6 +75,7 @@ class GatewayServer(uvicorn.Server):
         """Answers that were ended for lack of time."""
         self._backend = backend
         self._drain_s = drain_s
+        self._startup_s = startup_s
         self._on_ready = on_ready
         self._drained_by = math.inf
         self._hurry = asyncio.Event()
@@ -75,7 +84,7 @@ class GatewayServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            why_not = await self._backend.ready(STARTUP_S)
+            why_not = await self._backend.ready(self._startup_s)
             if why_not is not None:
                 raise ZipvlError(f"the model does not answer: {why_not}")
             await super().serve(sockets)

@@ -73,11 +73,14 @@ _SESSIONS = {"onnxruntime": ("zipvl_serving.sessions.onnxruntime", "OnnxRuntimeS
 """backend: (module, class); a backend joins by a module and a line here."""
 
 
-def open_session(bundle: Bundle, *, threads: int | None = None) -> Session:
-    """Load a bundle's engine; `threads` bounds its intra-op threads (None: all cores)."""
+def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> Session:
+    """Load a bundle's engine.
+
+    threads bounds its intra-op threads (None: all cores); spinning lets them wait for work without giving up the core.
+    """
     backend = bundle.manifest.engine.backend
     if backend not in _SESSIONS:
         raise ZipvlError(f"{bundle.path}: no session for backend {backend!r}; {nearest(backend, _SESSIONS)}")
     module, name = _SESSIONS[backend]
-    session: Session = getattr(importlib.import_module(module), name)(bundle, threads=threads)
+    session: Session = getattr(importlib.import_module(module), name)(bundle, threads=threads, spinning=spinning)
     return session

@@ -25,12 +25,13 @@ _TYPES = {
 }
 
 
-def _open_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
+def _open_graph(file: Path, threads: int | None, *, spinning: bool) -> ort.InferenceSession:
     """Open one graph on CPU with its weights mapped; ZipvlError, one line, where ONNX Runtime refuses it."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     # Prepacking copies every weight per session; without it prefill and decode read one mapped file.
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
@@ -42,13 +43,13 @@ def _open_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
 class OnnxRuntimeSession(Session):
     """Three inference sessions of one bundle."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> None:
         super().__init__(bundle)
-        self._graphs = {graph: self._load(graph, threads) for graph in bundle.manifest.engine.graphs}
+        self._graphs = {graph: self._load(graph, threads, spinning=spinning) for graph in bundle.manifest.engine.graphs}
         self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=np.float32)
 
-    def _load(self, graph: GraphName, threads: int | None) -> ort.InferenceSession:
-        session = _open_graph(self.bundle.graph_path(graph), threads)
+    def _load(self, graph: GraphName, threads: int | None, *, spinning: bool) -> ort.InferenceSession:
+        session = _open_graph(self.bundle.graph_path(graph), threads, spinning=spinning)
         self._check(graph, session)
         return session
 

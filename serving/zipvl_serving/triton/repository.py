@@ -33,25 +33,29 @@ _MARK = "# Written by zipvl-compile"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def write_repository(bundle: Bundle, out: Path, settings: Mapping[str, str]) -> Path:
+def write_repository(bundle: Bundle, out: Path, settings: Mapping[str, str], *, link: bool = False) -> Path:
     """Make `out`/<the bundle's name>, which must not be there yet, and return it. As `write_model`."""
     model = out / model_name(bundle)
     model.mkdir(parents=True)
-    write_model(bundle, model, settings)
+    write_model(bundle, model, settings, link=link)
     return model
 
 
-def write_model(bundle: Bundle, folder: Path, settings: Mapping[str, str]) -> None:
+def write_model(bundle: Bundle, folder: Path, settings: Mapping[str, str], *, link: bool = False) -> None:
     """Fill an empty directory with one model; `settings` override the bundle's ServingConfig.
 
-    The bundle's files are hard links where the file system can, else copies. Raises InputError for a wrong setting,
-    before anything is written.
+    The bundle's files are hard links where the file system can, else copies; with `link`, for a repository that lives
+    no longer than the bundle, its directory is a symbolic link. Raises InputError for a wrong setting, before anything
+    is written.
     """
     config = _render_config(bundle, settings)
     version = folder / VERSION
     version.mkdir()
     (folder / _CONFIG).write_text(config, encoding="utf-8")
     shutil.copyfile(templates_folder() / _MODEL, folder / _MODEL)
+    if link:
+        (version / BUNDLE_FOLDER).symlink_to(bundle.path.resolve(), target_is_directory=True)
+        return
     for name in (*bundle.manifest.files, MANIFEST_FILE):
         target = version / BUNDLE_FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from zipvl_serving.errors import ZipvlError
-from zipvl_serving.triton.tensors import chunk_to_tensors, error_code, error_text, merge
-from zipvl_serving.wire import Chunk
+from zipvl_serving.triton.tensors import chunk_to_tensors, error_code, error_text
+from zipvl_serving.wire import Chunk, merge
 
 TICK_S = 0.1
 """Between two looks at what was cancelled, and two flushes of the metrics: these calls are dear in Triton."""

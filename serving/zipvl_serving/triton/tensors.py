@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
@@ -224,19 +224,6 @@ def chunk_from_tensors(tensors: Tensors) -> Chunk:
 @cache
 def _reader(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def merge(chunks: Iterable[Chunk]) -> Chunk:
-    """Chunks of one answer, in order, as one chunk."""
-    pieces = list(chunks)
-    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
-    return Chunk(
-        text="".join(piece.text for piece in pieces),
-        token_ids=[token for piece in pieces for token in piece.token_ids],
-        logprobs=logprobs if any(piece.logprobs is not None for piece in pieces) else None,
-        finish_reason=pieces[-1].finish_reason,
-        statistics=pieces[-1].statistics,
-    )
 
 
 _KINDS: dict[type[ZipvlError], tuple[str, str]] = {

@@ -87,6 +87,7 @@ def test_defaults() -> None:
             "timeout_s": 0.0,
             "batch_invariant": True,
             "threads": 0,
+            "spinning": False,
             "preprocess_threads": 2,
             "image_cache_bytes": 64 << 20,
             "max_images": 128,

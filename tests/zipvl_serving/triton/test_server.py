@@ -233,7 +233,7 @@ def test_metrics_tell_of_requests_pages_and_layers(server: TritonServer, stream:
     layers = [f'zipvl_kept_ratio_count{{layer="{layer}",model="tiny"}}' for layer in range(LAYERS)]
     for sample in ('zipvl_ttft_seconds_count{model="tiny"}', 'zipvl_request_seconds_count{model="tiny"}', *layers):
         wait_for(server, sample, before.get(sample, 0) + 1)
-    assert before['zipvl_kv_pages_total{model="tiny"}'] > 0
+    assert before['zipvl_kv_pages_capacity{model="tiny"}'] > 0
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

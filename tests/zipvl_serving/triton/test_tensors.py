@@ -23,10 +23,9 @@ from zipvl_serving.triton.tensors import (
     error_from_text,
     error_text,
     from_tensors,
-    merge,
     to_tensors,
 )
-from zipvl_serving.wire import Chunk, ImagePart, Message, Parameters, Statistics, TextPart, WireRequest
+from zipvl_serving.wire import Chunk, ImagePart, Message, Parameters, Statistics, TextPart, WireRequest, merge
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # all but lone surrogates, which no UTF-8 has
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)

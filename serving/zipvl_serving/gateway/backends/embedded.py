@@ -11,8 +11,7 @@ from zipvl_serving.engine import Engine
 from zipvl_serving.errors import ZipvlError
 from zipvl_serving.gateway.backends.base import Backend, ModelInfo
 from zipvl_serving.gateway.metrics import MetricsPublisher
-from zipvl_serving.triton.tensors import merge
-from zipvl_serving.wire import Chunk, WireRequest
+from zipvl_serving.wire import Chunk, WireRequest, merge
 
 
 class EmbeddedBackend(Backend):
