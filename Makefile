@@ -26,4 +26,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-aiperf build
