@@ -36,7 +36,10 @@ def tool_versions() -> dict[str, str]:
     """Versions of everything that has a say in what a build leaves."""
     versions = {"python": platform.python_version(), "zipvl-compile": zipvl_compile.__version__}
     for tool in _TOOLS:
-        versions[tool] = importlib.metadata.version(tool)
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:  # `doctor` on a machine that only serves
+            versions[tool] = "not installed"
     return versions | {"zipvl-compile sources": _sources_digest()}
 
 

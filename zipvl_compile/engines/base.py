@@ -6,12 +6,14 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from zipvl_plugins.ops import Executor
 from zipvl_serving.contract import GraphName
 from zipvl_serving.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
