@@ -58,7 +58,8 @@ class Runner:
     def most_rows(self, prompt: EncodedPrompt, params: MethodParams) -> list[int]:
         """Per layer, the most rows that this prompt can leave in the cache, known before it runs."""
         tokens, method = len(prompt.input_ids), self.manifest.method
-        chosen = max(1, round(params.ratio_max * tokens)) + int(self._forced(prompt).sum())
+        # The graph rounds ratio_max * tokens in float32: at a half it may go either way.
+        chosen = int(params.ratio_max * tokens) + 1 + int(self._forced(prompt).sum())
         if self.runs_dense(tokens, params) or method.cache == "full":
             chosen = tokens
         layers = self.manifest.model.shape.layers
