@@ -1,6 +1,7 @@
 """In-flight batching: tokens per second, ITL and the scheduler's own time against the number of concurrent streams.
 
-    python benchmarks/batching.py BUNDLE [--streams 1 2 4 8 16 32] [--tokens 256] [--rounds 5] [--out FILE]
+    python benchmarks/batching.py BUNDLE [--streams 1 2 4 8 16 32] [--tokens 256] [--rounds 5] [--spinning]
+        [--out FILE]
 
 Every stream asks about an image of noise of its own and generates `--tokens` tokens whatever it says (ignore_eos), all
 through the embedded engine: preprocessing, vision, prefill, decode. The levels are visited in turn, forwards and
@@ -72,9 +73,9 @@ def run_level(engine: Engine, streams: int, tokens: int, seed: int) -> dict[str,
     }
 
 
-def measure(bundle: Bundle, levels: list[int], tokens: int, rounds: int) -> dict[str, Any]:
+def measure(bundle: Bundle, levels: list[int], tokens: int, rounds: int, *, spinning: bool) -> dict[str, Any]:
     """Figures of every level: medians over rounds."""
-    session: Session = open_session(bundle)
+    session: Session = open_session(bundle, spinning=spinning)
     engines = {
         invariant: Engine(bundle, bundle.manifest.serving.override({"batch_invariant": invariant}), session=session)
         for invariant in (True, False)
@@ -100,15 +101,17 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--spinning", action="store_true", help="as serving.spinning does")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    figures = measure(bundle, options.streams, options.tokens, options.rounds)
+    figures = measure(bundle, options.streams, options.tokens, options.rounds, spinning=options.spinning)
     base = figures[str(options.streams[0])]["tokens_per_s"]
     result = {
         "bundle": bundle.manifest.name,
         "tokens_per_stream": options.tokens,
         "rounds": options.rounds,
+        "spinning": options.spinning,
         "streams": figures,
         "over_one": {name: round(row["tokens_per_s"] / base, 2) for name, row in figures.items()},
     }

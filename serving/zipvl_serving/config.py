@@ -30,7 +30,7 @@ class ServingConfig(BaseModel):
         default=True,
         description="Decode a lone stream in a batch of two rows, so that no answer depends on who else is served.",
     )
-    threads: Annotated[int, Field(ge=0)] = Field(
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Threads of the engine; 0 is one for each core that the process may use."
     )
     spinning: bool = Field(

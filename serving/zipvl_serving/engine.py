@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.config import ServingConfig
-from zipvl_serving.errors import DeadlineError, OverloadedError, UnavailableError, ZipvlError
+from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
 from zipvl_serving.intake import Intake
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.machine import usable_cores
@@ -28,6 +28,7 @@ Sink = Callable[[Chunk | ZipvlError], None]
 """Takes a request's chunks in order; the last has a finish_reason, or is the error that ended it. Called on the
 engine's threads, never twice at once for one request; it must be quick and must not raise."""
 
+_READER_END_S = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -38,17 +39,23 @@ def _open(bundle: Bundle, config: ServingConfig) -> Session:
 class Ticket:
     """A request that the engine has taken."""
 
-    def __init__(self, engine: Engine, number: int, wire: WireRequest, sink: Sink, arrived: float) -> None:
+    def __init__(
+        self, engine: Engine, number: int, wire: WireRequest, sink: Sink, arrived: float, deadline: float | None
+    ) -> None:
         self.number = number
-        self.wire = wire
+        self.wire: WireRequest | None = wire
+        """None from when it has been read: image files are large."""
         self.sink = sink
         self.arrived = arrived
+        self.deadline = deadline
+        self.begun = False
+        """Whether a reader has taken it up."""
         self.cancelled = False
         self._engine = engine
 
     def cancel(self) -> None:
-        """End it: its pages go back before the next step, and its sink gets a last chunk (`cancelled`). From any
-        thread, any number of times."""
+        """End it: its pages go back before the next step, and its sink gets a last chunk (`cancelled`); at once where
+        it has not been read yet, and after that where it is being read. From any thread, any number of times."""
         self.cancelled = True
         self._engine._cancel(self)
 
@@ -95,6 +102,8 @@ class Engine:
         self._lock = threading.Condition()
         """Guards the fields below; notified when there is work, and when a request ends."""
         self._tickets: dict[int, Ticket] = {}
+        self._timed: dict[int, Ticket] = {}
+        """Those not read yet that have a deadline."""
         self._ready: list[Request] = []
         self._cancelled: list[int] = []
         self._closing: str | None = None
@@ -127,8 +136,13 @@ class Engine:
                         f"{waiting} requests are waiting, as many as may (serving.max_waiting); try again later"
                     )
                 number = next(self._numbers)
-                ticket = Ticket(self, number, request, sink, time.perf_counter())
+                arrived = time.perf_counter()
+                deadline = self._intake.deadline(request, arrived)
+                ticket = Ticket(self, number, request, sink, arrived, deadline)
                 self._tickets[number] = ticket
+                if deadline is not None:
+                    self._timed[number] = ticket
+                    self._lock.notify_all()
                 self.metrics.gauge("requests_waiting", waiting + 1)
         except ZipvlError:
             self.metrics.count("requests_total", label="refused")
@@ -161,8 +175,9 @@ class Engine:
             self._lock.notify_all()
         for _ in self._readers:
             self._unread.put((0, -1, None))
-        for thread in (*self._readers, self._stepper):
-            thread.join()
+        self._stepper.join()
+        for reader in self._readers:  # one that is deep in an image or a text is left behind: nobody waits for it
+            reader.join(_READER_END_S)
         for ticket in list(self._tickets.values()):
             self._finish(ticket, UnavailableError("the server stopped before the answer was complete"))
 
@@ -173,21 +188,23 @@ class Engine:
             _, _, ticket = self._unread.get()
             if ticket is None or self._stop:
                 return
-            try:
-                if ticket.cancelled:
-                    self._finish(ticket, Chunk("", [], finish_reason="cancelled"), "cancelled")
-                    continue
-                deadline = self._intake.deadline(ticket.wire, ticket.arrived)
-                if deadline is not None and time.perf_counter() >= deadline:
-                    raise DeadlineError("the request's time was up before it could be read")
-                request = self._intake.prepare(ticket.number, ticket.wire, ticket.arrived)
-            except Exception as error:
-                late = isinstance(error, DeadlineError)
-                self._finish(ticket, error, "deadline" if late else "refused")
-                continue
             with self._lock:
-                self._ready.append(request)
-                self._lock.notify_all()
+                self._timed.pop(ticket.number, None)
+                if ticket.number not in self._tickets or ticket.wire is None:
+                    continue
+                ticket.begun, wire = True, ticket.wire
+            ticket.wire = None
+            try:
+                request = self._intake.prepare(ticket.number, wire, ticket.arrived)
+            except Exception as error:
+                self._finish(ticket, error, "refused" if isinstance(error, InputError) else "failed")
+                continue
+            finally:
+                del wire
+            with self._lock:
+                if ticket.number in self._tickets:
+                    self._ready.append(request)
+                    self._lock.notify_all()
 
     # --- the stepping thread ---
 
@@ -210,13 +227,19 @@ class Engine:
     def _take_in(self) -> bool:
         """Wait for work and hand it to the scheduler; False when it is time to stop."""
         with self._lock:
-            self._lock.wait_for(lambda: self._stop or self._ready or self._cancelled or self.scheduler.busy)
+            while not (self._stop or self._ready or self._cancelled or self.scheduler.busy or self._late()):
+                self._lock.wait(self._patience())
             if self._stop:
                 return False
             ready, self._ready = self._ready, []
             cancelled, self._cancelled = self._cancelled, []
+            late = self._late()
+        for unread in late:
+            self._finish(unread, DeadlineError("the request's time was up before it could be read"), "deadline")
         for request in ready:
-            ticket = self._tickets[request.number]
+            ticket = self._tickets.get(request.number)
+            if ticket is None:
+                continue
             if ticket.cancelled:  # while it was read: the scheduler does not know it
                 self._finish(ticket, Chunk("", [], finish_reason="cancelled"), "cancelled")
                 continue
@@ -228,13 +251,31 @@ class Engine:
             self.scheduler.cancel(number)
         return True
 
+    def _late(self) -> list[Ticket]:
+        """Those not read yet whose time is up."""
+        now = time.perf_counter()
+        return [t for t in self._timed.values() if t.deadline is not None and now >= t.deadline]
+
+    def _patience(self) -> float | None:
+        """Seconds until the next of those is late."""
+        first = min((t.deadline for t in self._timed.values() if t.deadline is not None), default=None)
+        return None if first is None else max(0.0, first - time.perf_counter())
+
     def _cancel(self, ticket: Ticket) -> None:
         with self._lock:
-            self._cancelled.append(ticket.number)
-            self._lock.notify_all()
+            if ticket.number not in self._tickets:
+                return
+            begun = ticket.begun
+            if begun:
+                self._cancelled.append(ticket.number)
+                self._lock.notify_all()
+        if not begun:
+            self._finish(ticket, Chunk("", [], finish_reason="cancelled"), "cancelled")
 
     def _emit(self, sequence: Sequence, event: Chunk | Exception) -> None:
-        ticket = self._tickets[sequence.request.number]
+        ticket = self._tickets.get(sequence.request.number)
+        if ticket is None:
+            return
         if isinstance(event, Exception) or event.finish_reason:
             self._finish(ticket, event)
         else:
@@ -242,8 +283,9 @@ class Engine:
 
     def _show(self) -> None:
         pool, scheduler = self.scheduler.pool, self.scheduler
+        with self._lock:  # or another thread's newer figure could be overwritten
+            self.metrics.gauge("requests_waiting", self.waiting)
         for name, value in (
-            ("requests_waiting", self.waiting),
             ("requests_running", scheduler.running),
             ("kv_pages_capacity", pool.pages),
             ("kv_pages_used", pool.pages_used),
@@ -258,6 +300,7 @@ class Engine:
         with self._lock:
             if self._tickets.pop(ticket.number, None) is None:
                 return
+            self._timed.pop(ticket.number, None)
             self.metrics.gauge("requests_waiting", self.waiting)
             self._lock.notify_all()
         if outcome:

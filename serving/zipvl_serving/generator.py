@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from PIL import Image
 
 from zipvl_serving.arrays import Array
@@ -74,4 +75,6 @@ class Generator:
         return params or MethodParams.defaults(self.bundle.manifest.method)
 
     def _features(self, prompt: EncodedPrompt) -> Array | None:
-        return self.session.vision(prompt.pixel_values) if len(prompt.pixel_values) else None
+        """Image by image, as a server embeds them: a batch would add in another order."""
+        each = [self.session.vision(prompt.pixel_values[at : at + 1]) for at in range(len(prompt.pixel_values))]
+        return np.concatenate(each) if each else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from zipvl_serving.errors import DeadlineError, InputError, ZipvlError
 from zipvl_serving.kv_pool import KVPool
@@ -157,6 +158,7 @@ class Scheduler:
         self._reserved += sequence.bound
         try:
             result, outputs = self._runner.prefill(request.prompt, request.features, request.method)
+            sequence.request = replace(request, features=None)  # they are large, and have been read
             cached = self.pool.store(outputs.cache)
             sequence.begin(cached, result, cached.pages * self.pool.page_bytes)
             # What the layers kept is known now: the rest of the claim is free for others.

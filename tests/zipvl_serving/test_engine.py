@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.bundles import LAYERS, MAX_INPUT_TOKENS, PAGE_SIZE, QUESTION, random_image, refusal
+from helpers.bundles import (
+    LAYERS,
+    MAX_INPUT_TOKENS,
+    PAGE_SIZE,
+    QUESTION,
+    TOKENS_PER_IMAGE,
+    random_image,
+    refusal,
+)
 from helpers.clients import PATIENCE_S, Client, png, wire
 from helpers.fake_session import FakeSession, changed
 
@@ -18,6 +26,7 @@ from zipvl_serving.config import ServingConfig
 from zipvl_serving.engine import Engine
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
 from zipvl_serving.generator import Generator
+from zipvl_serving.intake import CHARACTERS_PER_TOKEN
 from zipvl_serving.method import MethodParams
 from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sessions.base import Session, open_session
@@ -385,3 +394,77 @@ def test_settings_are_checked() -> None:
         ServingConfig().override({"max_waitin": 1})
     with refusal(InputError, "max_waiting: 0 is no valid setting"):
         ServingConfig().override({"max_waiting": 0})
+
+
+# --- while others are being read ---
+
+
+@pytest.fixture
+def slow_reading(start: Start, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Engine, threading.Event]]:
+    """An engine whose one reader is deep in a request until the event is set."""
+    engine, reading, go = start(preprocess_threads=1), threading.Event(), threading.Event()
+    prepare = engine._intake.prepare
+
+    def slow(*arguments: Any) -> Any:
+        reading.set()
+        assert go.wait(PATIENCE_S)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(engine._intake, "prepare", slow)
+    Client(engine, wire())
+    assert reading.wait(PATIENCE_S)
+    yield engine, go
+    go.set()
+
+
+def test_unread_requests_are_cancelled_at_once(slow_reading: tuple[Engine, threading.Event]) -> None:
+    engine, _ = slow_reading
+    client = Client(engine, wire())
+    client.ticket.cancel()
+    assert client.answer().finish_reason == "cancelled" and engine.waiting == 1
+
+
+def test_unread_requests_run_out_of_time(slow_reading: tuple[Engine, threading.Event]) -> None:
+    engine, _ = slow_reading
+    assert type(Client(engine, wire(timeout_s=0.05)).error()) is DeadlineError
+    assert engine.waiting == 1
+
+
+def test_closing_does_not_wait_for_readers(slow_reading: tuple[Engine, threading.Event]) -> None:
+    engine, _ = slow_reading
+    client, begun = Client(engine, wire()), time.perf_counter()
+    engine.close()
+    assert time.perf_counter() - begun < 10
+    assert type(client.error()) is UnavailableError
+
+
+# --- what would hold everybody up is refused before it is read ---
+
+
+def test_a_text_far_too_long_is_not_tokenised(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start()
+    monkeypatch.setattr(engine._intake, "_processor", None)
+    text = "a " * (MAX_INPUT_TOKENS * CHARACTERS_PER_TOKEN // 2 + 1)
+    halves = tuple(Message(role="user", content=text[: len(text) // 2 + 1]) for _ in "ab")
+    for request in (wire(text), wire(text, raw=True), wire(None, messages=halves)):
+        with refusal(InputError, "characters, far more than", str(MAX_INPUT_TOKENS)):
+            Client(engine, request)
+
+
+def test_more_images_than_fit_are_not_embedded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start()
+    monkeypatch.setattr(engine._intake, "_vision", None)
+    most = MAX_INPUT_TOKENS // TOKENS_PER_IMAGE
+    with refusal(InputError, f"{most + 1} images take", str(MAX_INPUT_TOKENS)):
+        Client(engine, wire(images=[random_image(0)] * (most + 1)))
+
+
+def test_a_token_that_is_none_has_no_bias(start: Start) -> None:
+    with refusal(InputError, "logit_bias: there is no token 99999"):
+        Client(start(), wire(logit_bias={"99999": 1.0}))
+
+
+def test_the_same_image_twice_is_embedded_once(start: Start) -> None:
+    engine = start()
+    assert Client(engine, wire(images=[random_image(9)] * 2)).answer().finish_reason
+    assert engine.metrics.take().counts["image_cache_misses_total", ""] == 1

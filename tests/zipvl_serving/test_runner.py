@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.bundles import LAYERS, PAGE_SIZE
+from helpers.fake_session import text_prompt
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.kv_pool import CachedSequence, KVPool
+from zipvl_serving.method import MethodParams
 from zipvl_serving.runner import Runner
 from zipvl_serving.sessions.base import Session, open_session
 
@@ -58,3 +60,24 @@ def test_a_lone_stream_may_run_as_one_row(session: Session) -> None:
         assert got[-1].shape == (1, shape.vocabulary)
         assert sequence.rows.tolist() == [10] * LAYERS
     np.testing.assert_allclose(got[0], got[1], atol=1e-4)
+
+
+def test_no_prompt_leaves_more_rows_than_its_bound(session: Session) -> None:
+    """The claim of a request rests on it; the graph rounds in float32, and not always as the host would."""
+    runner = Runner(session, session.bundle.manifest)
+    defaults = MethodParams.defaults(session.bundle.manifest.method)
+    for ratio, tokens in (
+        (0.15, 190),
+        (0.004, 125),
+        (0.5, 101),
+        (0.37, 50),
+        (0.0, 9),
+        (1.0, 77),
+        (0.999, 512),
+        (0.1, 5),
+    ):
+        prompt = text_prompt([8 + place % 30 for place in range(tokens)])
+        params = defaults.override(tau=1.0, ratio_max=ratio)
+        result, _ = runner.prefill(prompt, None, params)
+        for count, most in zip(result.counts, runner.most_rows(prompt, params), strict=True):
+            assert count <= most <= count + 2, (ratio, tokens)

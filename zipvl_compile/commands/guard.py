@@ -75,7 +75,7 @@ def fail(message: str, code: int) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM cleans up like Ctrl-C does, and neither gets lost.
+    """SIGTERM and SIGHUP clean up like Ctrl-C does, and none gets lost.
 
     Python drops an exception that is raised in a weakref callback, and the exporter of torch spends much of its time in
     those: an interrupt that was dropped is raised again a moment later.
@@ -88,14 +88,15 @@ def _interruptible() -> Iterator[None]:
             hook(dropped)
 
     hook, sys.unraisablehook = sys.unraisablehook, on_dropped
-    handler = signal.signal(signal.SIGTERM, _terminate)
+    handlers = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM cleans up like Ctrl-C does."""
+    """SIGTERM and SIGHUP clean up like Ctrl-C does."""
     raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,9 @@ _MODULES = {
     EngineKind.TRITON: ("fastapi", "uvicorn", "prometheus_client", "tritonclient", "grpc"),
 }
 """What an engine imports of its extra."""
+
+
+TRITON_PORTS = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
 
 
 def _port(text: str) -> typer.models.OptionInfo:
@@ -62,6 +66,8 @@ def serve(
     if engine is EngineKind.EMBEDDED and named:
         option = next(iter(named)).replace("_", "-")
         raise InputError(f"--{option}: only Triton has this port: add --engine triton, or leave it out")
+    if engine is EngineKind.TRITON:
+        _require_different(TRITON_PORTS | named | {"gateway_port": gateway_port})
     overrides = parse_settings(settings)
     _require_modules(engine)
 
@@ -78,6 +84,15 @@ def serve(
         from zipvl_serving.gateway import launch_triton
 
         launch_triton.serve_triton(source, overrides, gateway, launch_triton.TritonPorts(**named), voice)
+
+
+def _require_different(ports: Mapping[str, int]) -> None:
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        option = "--" + name.replace("_", "-")
+        if port and port in taken:
+            raise InputError(f"{option}: {port} is {taken[port]} as well; each needs a port of its own")
+        taken[port] = option
 
 
 def _require_modules(engine: EngineKind) -> None:

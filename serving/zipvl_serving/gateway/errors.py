@@ -86,7 +86,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
+    method, path = request.method, request.url.path[:200]
     if error.status_code == HTTPStatus.NOT_FOUND:
         refusal = ApiError(404, f"Invalid URL ({method} {path})", code="unknown_url")
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -10,7 +10,7 @@ from zipvl_serving.gateway.errors import ApiError
 
 MAX_VALUES = 1 << 17
 """More separate values than any question has; as Python objects they take many times the bytes of their JSON."""
-_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import resource
 import socket
@@ -95,7 +96,12 @@ def run_gateway(
     texts = TokenTexts(PromptProcessor(bundle.processor_folder).tokenizer)
     app = create_app(backend, texts, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
     server = GatewayServer(app, backend, startup_s=options.startup_s, drain_s=drain_s, on_ready=announce)
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except OSError as error:  # another process that had bound it as well was quicker to listen
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ZipvlError(f"port {port} of {host} was taken by another server; choose another one") from None
     return server
 
 

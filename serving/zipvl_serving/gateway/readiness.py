@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from zipvl_serving.errors import ZipvlError
+from zipvl_serving.errors import OverloadedError, ZipvlError
 from zipvl_serving.wire import Chunk, Parameters, WireRequest
 
 _FRESH_S = 1.0
@@ -58,6 +58,8 @@ class Readiness:
                     pass
         except TimeoutError:
             return f"no token within {timeout_s:g} s"
+        except OverloadedError:
+            return None  # it is full, and says so: it works
         except ZipvlError as error:
             return " ".join(str(error).split())
         return None

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from zipvl_serving.gateway.errors import ApiError
+from zipvl_serving.gateway.schema import ZipvlOptions
 
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -27,6 +28,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # of vLLM
     "allowed_token_ids": _NOTHING,
     "bad_words": _NOTHING,
+    "best_of": (None, 1),
     "chat_template": _NOTHING,
     "chat_template_kwargs": _NOTHING,
     "continue_final_message": _NOTHING,
@@ -39,6 +41,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "min_tokens": (None, 0),
     "mm_processor_kwargs": _NOTHING,
     "prompt_logprobs": (None,),
+    "raw": _NOTHING,
+    "stream_interval": (None,),
     "stop_token_ids": _NOTHING,
     "structured_outputs": _NOTHING,
     "use_beam_search": _NOTHING,
@@ -51,6 +55,10 @@ def refuse_unsupported(body: Mapping[str, Any]) -> None:
     """Raises ApiError for a known field that asks for what this server cannot do: ignoring it would be an answer to
     another question."""
     _refuse(body, _UNSUPPORTED, "")
+    for name in ZipvlOptions.model_fields:
+        if body.get(name) is not None:
+            message = f"Unknown parameter: '{name}'. It belongs in 'zipvl': {{\"zipvl\": {{\"{name}\": ...}}}}."
+            raise ApiError(400, message, param=name, code="unknown_parameter")
     messages = body.get("messages")
     for at, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -66,8 +74,8 @@ def _refuse(given: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]]
 
 
 def unsupported_value(param: str, value: object, only: str) -> ApiError:
-    message = f"Unsupported value: '{param}' does not support {value} with this model. Only {only} is supported."
-    return ApiError(400, message, param=param, code="unsupported_value")
+    what = f"Unsupported value: '{param}' does not support the value {value} with this model."
+    return ApiError(400, f"{what} Only {only} is supported.", param=param, code="unsupported_value")
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -25,7 +25,7 @@ _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2.0
 """What a client that reads slowly has to get the error that ended its stream."""
 _FLUSH_S = 0.1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -64,7 +64,7 @@ class GatewayServer(uvicorn.Server):
             app,
             lifespan="off",
             ws="none",
-            log_level="warning",
+            log_level="error",  # what a client sends is no news for the operator
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -74,9 +74,11 @@ class Control:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._http + path, data, {self.HEADER: self._key})
         try:
-            with _PROXIES.open(request, timeout=timeout_s) as answer:
+            try:
+                answer = _PROXIES.open(request, timeout=timeout_s)
+            except urllib.error.HTTPError as refusal:
+                answer = refusal
+            with answer:
                 return answer.status, answer.read()
-        except urllib.error.HTTPError as answer:
-            return answer.code, answer.read()
         except http.client.HTTPException as error:
             raise OSError(f"no complete answer: {error!r}") from None

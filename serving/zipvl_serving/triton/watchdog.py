@@ -76,8 +76,11 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stop.wait(self._look_s):
-            if fault := self._look() or self._listen():
-                self._repair(fault)
+            try:
+                if fault := self._look() or self._listen():
+                    self._repair(fault)
+            except Exception:  # nothing may end the watch
+                _log.exception("a look at the Triton server failed")
 
     def _look(self) -> str | None:
         """Why the processes are not well, at once and without asking anybody."""

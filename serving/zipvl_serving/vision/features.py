@@ -67,15 +67,14 @@ class Vision:
         found = {key: features for key in keys if (features := self._cache.get(key)) is not None}
         hits = sum(key in found for key in keys)
         missing = {key: at for at, key in enumerate(keys) if key not in found}
-        if missing:
-            pixels = self._processor([self._load(files[at], at + 1) for at in missing.values()])
+        # One after the other: a decoded image may take hundreds of megabytes, and others want the engine too.
+        for key, at in missing.items():
+            pixels = self._processor([self._load(files[at], at + 1)])
             with self._engine:
-                features = self._session.vision(pixels)
-            for key, rows in zip(missing, features.reshape(len(missing), -1, features.shape[-1]), strict=True):
-                found[key] = rows.copy()  # a view would keep the whole batch alive
-                self._cache.put(key, found[key])
+                found[key] = self._session.vision(pixels)
+            self._cache.put(key, found[key])
         self._metrics.count("image_cache_hits_total", hits)
-        self._metrics.count("image_cache_misses_total", len(files) - hits)
+        self._metrics.count("image_cache_misses_total", len(missing))
         self._metrics.gauge("image_cache_bytes", self._cache.bytes)
         return [found[key] for key in keys], hits
 

@@ -23,6 +23,7 @@ from zipvl_serving.gateway.json_body import MAX_VALUES, read_object
         (b'{"a": ' * 100_000, "maximum recursion depth"),
         (b'{"a": ' + b"1" * 5000 + b"}", "integer string conversion"),
         (b'{"a": "\\ud800"}', "surrogate"),
+        (b'{"a": "\\udc00"}', "surrogate"),
         (b'{"a": ["\\udfff\\ud83d\\ude00"]}', "surrogate"),
         (b'{"a": "\xff"}', "can't decode byte 0xff"),
         (b'{"a": "\xed\xa0\x80"}', "can't decode byte 0xed"),

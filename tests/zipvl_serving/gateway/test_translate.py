@@ -113,8 +113,8 @@ def test_images_belong_to_users() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "part"),
     [
-        ({"n": 2}, "n", "'n' does not support 2 with this model. Only the default (1) value is supported."),
-        ({"n": 0}, "n", "'n' does not support 0"),
+        ({"n": 2}, "n", "'n' does not support the value 2 with this model. Only the default (1) value is supported."),
+        ({"n": 0}, "n", "'n' does not support the value 0"),
         ({"max_tokens": 33}, "max_tokens", "This model supports at most 32 completion tokens"),
         ({"max_completion_tokens": 33}, "max_completion_tokens", "max_completion_tokens is too large: 33."),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "different values"),

@@ -136,11 +136,16 @@ class TritonBackend(Backend):
 
 
 async def _requests(model: str, request: WireRequest) -> AsyncIterator[dict[str, Any]]:
+    # Megabytes of text or images would keep the event loop waiting.
+    yield {"model_name": model, "inputs": await asyncio.to_thread(_inputs, request)}
+
+
+def _inputs(request: WireRequest) -> list[InferInput]:
     inputs = []
     for name, array in to_tensors(request, stream=True).items():
         made = InferInput(name, list(array.shape), INPUTS[name].protocol_type)
         inputs.append(made.set_data_from_numpy(array))
-    yield {"model_name": model, "inputs": inputs}
+    return inputs
 
 
 async def _read(stream: _Stream) -> tuple[Any, Any]:
