@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import threading
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from output import hand_over
 from PIL import Image
 
 from zipvl_serving.bundle import Bundle
@@ -115,10 +115,7 @@ def main() -> None:
         "streams": figures,
         "over_one": {name: round(row["tokens_per_s"] / base, 2) for name, row in figures.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    hand_over(result, options.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ One session each, runs interleaved, medians of 15 in milliseconds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from output import hand_over
 
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
@@ -56,10 +56,7 @@ def main() -> None:
                 one.run(None, feed)
                 times[name].append((time.perf_counter() - started) * 1000)
         result[str(n)] = {name: round(statistics.median(values[3:]), 3) for name, values in times.items()}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    hand_over(result, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from output import hand_over
 from PIL import Image
 
 from zipvl_serving.bundle import Bundle
@@ -215,10 +215,7 @@ def main() -> None:
         "pages_of_one_long_prompt": pages_by_method(offline),
     }
     engine.close()
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    hand_over(result, options.out)
 
 
 if __name__ == "__main__":

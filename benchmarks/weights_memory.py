@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from output import hand_over
+
 PROBE = """
 import json, sys
 from pathlib import Path
@@ -78,10 +80,7 @@ def main() -> None:
         figures = measure(build_random(Path(folder), options.hidden, options.layers))
     result = {"hidden": options.hidden, "layers": options.layers, **figures}
     result["proportional_over_weights"] = round(figures["proportional"] / figures["weights"], 3)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    hand_over(result, options.out)
 
 
 if __name__ == "__main__":

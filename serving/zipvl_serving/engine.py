@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.config import ServingConfig
-from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
+from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError, internal
 from zipvl_serving.intake import Intake
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.machine import usable_cores
@@ -26,7 +26,8 @@ from zipvl_serving.wire import Chunk, WireRequest
 
 Sink = Callable[[Chunk | ZipvlError], None]
 """Takes a request's chunks in order; the last has a finish_reason, or is the error that ended it. Called on the
-engine's threads, never twice at once for one request; it must be quick and must not raise."""
+engine's threads, or on the one that cancels a request nobody has read yet; never twice at once for one request. It must
+be quick and must not raise."""
 
 _READER_END_S = 0.5
 _log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class Engine:
                 ticket.begun, wire = True, ticket.wire
             ticket.wire = None
             try:
-                request = self._intake.prepare(ticket.number, wire, ticket.arrived)
+                request = self._intake.prepare(ticket.number, wire, ticket.arrived, ticket.deadline)
             except Exception as error:
                 self._finish(ticket, error, "refused" if isinstance(error, InputError) else "failed")
                 continue
@@ -310,8 +311,7 @@ class Engine:
     def _deliver(self, ticket: Ticket, event: Chunk | Exception) -> None:
         if isinstance(event, Exception) and not isinstance(event, ZipvlError):
             _log.error("a request failed", exc_info=event)
-            text = " ".join(str(event).split())[:200]
-            event = ZipvlError(f"internal: {type(event).__name__}: {text}")
+            event = internal(event)
         try:
             ticket.sink(event)
         except Exception:

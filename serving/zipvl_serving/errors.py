@@ -30,6 +30,16 @@ class UnavailableError(ZipvlError):
     """The engine is stopping, or has stopped."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks."""
+    return " ".join(str(error).split())
+
+
+def internal(error: BaseException) -> ZipvlError:
+    """What a client is told of an error that nobody foresaw."""
+    return ZipvlError(f"internal: {type(error).__name__}: {one_line(error)[:200]}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest valid one first where one is near, then all of them."""
     names = sorted(valid)

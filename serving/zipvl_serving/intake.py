@@ -70,7 +70,7 @@ class Intake:
         limit = request.parameters.timeout_s or self._config.timeout_s
         return arrived + limit if limit else None
 
-    def prepare(self, number: int, request: WireRequest, arrived: float) -> Request:
+    def prepare(self, number: int, request: WireRequest, arrived: float, deadline: float | None) -> Request:
         """Read the images, tokenise and embed; raises InputError."""
         features, hits = self._vision.embed(request.images)
         rows = [len(image) for image in features]
@@ -86,7 +86,7 @@ class Intake:
             sampling=request.parameters.sampling(),
             method=request.parameters.method(self._defaults),
             arrived=arrived,
-            deadline=self.deadline(request, arrived),
+            deadline=deadline,
             priority=request.parameters.priority,
             stream_interval=request.parameters.stream_interval or self._config.stream_interval,
             cached_images=hits,

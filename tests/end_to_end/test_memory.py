@@ -10,7 +10,8 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "weights_memory.py"
 
 
-def test_weights_are_held_once(tmp_path: Path) -> None:
+def test_weights_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as running the script does
     spec = importlib.util.spec_from_file_location("weights_memory", SCRIPT)
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)

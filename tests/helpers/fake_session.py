@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
+from helpers.clients import PATIENCE_S
 from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.manifest import Manifest
@@ -80,6 +83,19 @@ class FakeSession(Session):
             token = self.next_token(token, len(prompt.input_ids) - 1 + step)
             out.append(token)
         return out
+
+
+class Gate(FakeSession):
+    """A fake session whose decode waits until the test lets it on."""
+
+    def __init__(self, bundle: Bundle, **manifest: dict[str, object]) -> None:
+        super().__init__(bundle, **manifest)
+        self.open, self.reached = threading.Event(), threading.Event()
+
+    def decode(self, inputs: DecodeInputs) -> tuple[Array, Array, Array]:
+        self.reached.set()
+        assert self.open.wait(PATIENCE_S)
+        return super().decode(inputs)
 
 
 def changed(manifest: Manifest, **parts: dict[str, object]) -> Manifest:

@@ -19,7 +19,7 @@ from helpers.bundles import (
     refusal,
 )
 from helpers.clients import PATIENCE_S, Client, png, wire
-from helpers.fake_session import FakeSession, changed
+from helpers.fake_session import Gate, changed
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.config import ServingConfig
@@ -59,21 +59,9 @@ def start(session: Session) -> Iterator[Start]:
         engine.close()
 
 
-class Gate(FakeSession):
-    """A fake session whose decode waits until the test lets it on."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle, limits={"max_new_tokens": 64})
-        self.open = threading.Event()
-
-    def decode(self, inputs: Any) -> Any:
-        assert self.open.wait(PATIENCE_S)
-        return super().decode(inputs)
-
-
 @pytest.fixture
 def gate(session: Session) -> Iterator[Gate]:
-    gate = Gate(session.bundle)
+    gate = Gate(session.bundle, limits={"max_new_tokens": 64})
     yield gate
     gate.open.set()
 

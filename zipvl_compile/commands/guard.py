@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from zipvl_serving.errors import InputError, ZipvlError
+from zipvl_serving.errors import InputError, ZipvlError, one_line
 
 TRACEBACK_VARIABLE = "ZIPVL_TRACEBACK"
 INTERRUPTED = 130
@@ -63,7 +63,7 @@ class GuardedGroup(TyperGroup):
                 raise
             if os.environ.get(TRACEBACK_VARIABLE):
                 traceback.print_exc()
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error)[:300]
             fail(f"internal: {type(error).__name__}: {text} (a bug; {TRACEBACK_VARIABLE}=1 shows where)", 1)
 
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError
+from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError, one_line
 
 RETRY_AFTER_S = 1
 _CLIENT_GONE = 499
@@ -53,7 +53,7 @@ def from_failure(error: Exception) -> ApiError:
     if not isinstance(error, ZipvlError):
         return ApiError(500, "the server had an error while processing the request", kind="server_error")
     status, kind, code, headers = next(_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS)
-    return ApiError(status, " ".join(str(error).split()), kind=kind, code=code, headers=headers)
+    return ApiError(status, one_line(error), kind=kind, code=code, headers=headers)
 
 
 _ANSWERS: dict[type, tuple[int, str, str | None, dict[str, str]]] = {

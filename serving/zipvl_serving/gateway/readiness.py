@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from zipvl_serving.errors import OverloadedError, ZipvlError
+from zipvl_serving.errors import OverloadedError, ZipvlError, one_line
 from zipvl_serving.wire import Chunk, Parameters, WireRequest
 
 _FRESH_S = 1.0
@@ -61,5 +61,5 @@ class Readiness:
         except OverloadedError:
             return None  # it is full, and says so: it works
         except ZipvlError as error:
-            return " ".join(str(error).split())
+            return one_line(error)
         return None

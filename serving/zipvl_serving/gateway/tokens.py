@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+from zipvl_serving.output.detokenise import BYTE_TOKEN
 
 
 class TokenTexts:
@@ -41,7 +40,7 @@ class TokenTexts:
 
     def _raw_bytes(self, token: str) -> bytes | None:
         """The bytes that a token is by its name, where its vocabulary is one of bytes."""
-        if match := _BYTE_TOKEN.fullmatch(token):
+        if match := BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
         if self._bytes_of is not None and all(character in self._bytes_of for character in token):
             return bytes(self._bytes_of[character] for character in token)

@@ -8,7 +8,8 @@ import re
 from tokenizers import Tokenizer
 
 _INCOMPLETE = "\ufffd"
-_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How a vocabulary with byte fallback spells a byte."""
 
 _MOST_PENDING = 8
 
@@ -44,7 +45,7 @@ class StreamDecoder:
         token = self._tokenizer.id_to_token(token_id)
         if token is None or token_id in self._special:
             return ""
-        byte = _BYTE_TOKEN.fullmatch(token)
+        byte = BYTE_TOKEN.fullmatch(token)
         if byte and self._tokenizer.decode([token_id]) != token:  # the decoder falls back to bytes
             return self._push_byte(token_id, int(byte[1], 16))
         lost = self._end_run()

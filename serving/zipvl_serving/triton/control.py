@@ -15,7 +15,8 @@ from typing import Any
 from zipvl_serving.metrics import PREFIX
 
 _UNDER_WAY = re.compile(rf"^{PREFIX}requests_(?:waiting|running)\{{.*\}} (?P<value>\S+)$", re.MULTILINE)
-_PROXIES = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs of this machine's own server, whatever proxies the environment names."""
 
 
 class Control:
@@ -64,7 +65,7 @@ class Control:
     def requests_under_way(self) -> int | None:
         """Of all models together, waiting and running; None where the server does not say."""
         with suppress(OSError):
-            with _PROXIES.open(self._metrics, timeout=5) as answer:
+            with DIRECT.open(self._metrics, timeout=5) as answer:
                 values = _UNDER_WAY.findall(answer.read().decode(errors="replace"))
             return int(sum(map(float, values)))
         return None
@@ -75,7 +76,7 @@ class Control:
         request = urllib.request.Request(self._http + path, data, {self.HEADER: self._key})
         try:
             try:
-                answer = _PROXIES.open(request, timeout=timeout_s)
+                answer = DIRECT.open(request, timeout=timeout_s)
             except urllib.error.HTTPError as refusal:
                 answer = refusal
             with answer:

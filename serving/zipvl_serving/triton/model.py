@@ -14,7 +14,7 @@ from typing import Any
 
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.engine import Engine
-from zipvl_serving.errors import UnavailableError, ZipvlError
+from zipvl_serving.errors import UnavailableError, ZipvlError, internal
 from zipvl_serving.triton.metric_families import MetricFamilies
 from zipvl_serving.triton.repository import BUNDLE_FOLDER, SETTING_PREFIX
 from zipvl_serving.triton.sender import Reply, Sender
@@ -53,8 +53,7 @@ class ServedModel:
                 self._sender.put(reply, error)
             except Exception as error:
                 _log.exception("a request could not be read")
-                text = " ".join(str(error).split())[:200]
-                self._sender.put(reply, ZipvlError(f"internal: {type(error).__name__}: {text}"))
+                self._sender.put(reply, internal(error))
 
     def finalize(self) -> None:
         """Let running requests end, at most for as long as the settings say, and close."""

@@ -16,7 +16,7 @@ import openai
 import pytest
 from helpers.bundles import MAX_INPUT_TOKENS, QUESTION, random_image
 from helpers.clients import PATIENCE_S, png
-from helpers.fake_session import FakeSession
+from helpers.fake_session import Gate
 from helpers.gateway import COMPLETIONS, Running, answer, events, post, refused, serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -57,19 +57,6 @@ def serve(session: Session, generator: Generator) -> Serve:
         return serving(make, token_texts=TokenTexts(generator.processor.tokenizer), drain_s=drain_s)
 
     return start
-
-
-class Gate(FakeSession):
-    """A session whose decode waits until the test lets it on."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.open, self.reached = threading.Event(), threading.Event()
-
-    def decode(self, inputs: Any) -> Any:
-        self.reached.set()
-        assert self.open.wait(PATIENCE_S)
-        return super().decode(inputs)
 
 
 @pytest.fixture

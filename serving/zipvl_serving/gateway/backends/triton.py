@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from zipvl_serving.errors import UnavailableError
 from zipvl_serving.gateway.backends.base import Backend, ModelInfo
+from zipvl_serving.triton.control import DIRECT
 from zipvl_serving.triton.tensors import INPUTS, OUTPUTS, chunk_from_tensors, error_from_text, to_tensors
 from zipvl_serving.wire import Chunk, WireRequest
 
@@ -32,7 +32,6 @@ _CHANNEL = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
 )
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(eq=False)
@@ -129,7 +128,7 @@ class TritonBackend(Backend):
 
     def _fetch_metrics(self) -> str:
         try:
-            with _OPENER.open(self._metrics_url, timeout=_ASK_S) as response:
+            with DIRECT.open(self._metrics_url, timeout=_ASK_S) as response:
                 return str(response.read().decode())
         except OSError as error:
             raise UnavailableError(f"Triton's metrics cannot be read: {error}") from None
