@@ -63,8 +63,8 @@ def test_threshold_rule(name: str, tau: float, n: int) -> None:
         assert p == 1 or largest[p - 2] <= (tau + 1e-5) * total, face
         same_p = oracle.select(accumulated.double(), normalised, forced, 0.5, p / n, p / n)
         assert chosen == same_p.important, face
-        # fp32 sums may move p by rounding only where further tokens carry next to no mass.
-        assert abs(largest[p - 1] - largest[wanted.p - 1]) <= 1e-5 * total + 2 * accumulated.double().median(), face
+        # fp32 sums may move p only where the mass of the fewer tokens meets the threshold to within rounding.
+        assert p == wanted.p or abs(largest[min(p, wanted.p) - 1] - tau * total) <= 1e-5 * total, face
 
 
 @pytest.mark.parametrize("n", LENGTHS)
