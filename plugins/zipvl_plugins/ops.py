@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from zipvl_plugins.launch import Stage, run_stage
 
 if TYPE_CHECKING:
     import onnx
@@ -44,3 +47,39 @@ def shape_attributes(op: str, *shapes: Sequence[int]) -> dict[str, int]:
     module = importlib.import_module(f"zipvl_plugins.{op}.onnx_function")
     derive = getattr(module, "shape_attributes", None)
     return dict(derive(*shapes)) if derive else {}
+
+
+def stages(op: str) -> tuple[Stage, ...]:
+    """The op's GPU kernels, in order; needs triton."""
+    found: tuple[Stage, ...] = importlib.import_module(f"zipvl_plugins.{op}.kernel").STAGES
+    return found
+
+
+def run_kernels(op: str, *arguments: Any, **named: Any) -> Any:
+    """The op by its GPU kernels, on CUDA tensors (or CPU tensors in Triton's interpreter): arguments and results as
+    the reference's. Never waits for the device."""
+    import torch
+
+    reference(op)  # registers torch.ops.zipvl.<op>
+    schema = getattr(torch.ops.zipvl, op).default._schema
+    values = dict(zip((a.name for a in schema.arguments), arguments, strict=False)) | named
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            values[name] = value.contiguous()
+    for stage in stages(op):
+        made = run_stage(stage, [values[i] for i in stage.inputs], {name: values[name] for name in stage.attributes})
+        values |= dict(zip(stage.outputs, made, strict=True))
+    results = tuple(values[name] for name in outputs(op))
+    return results if len(results) > 1 else results[0]
+
+
+def outputs(op: str) -> tuple[str, ...]:
+    """Names of the op's outputs, as its kernels' stages call them."""
+    found: tuple[str, ...] = importlib.import_module(f"zipvl_plugins.{op}.kernel").OUTPUTS
+    return found
+
+
+def use_kernels() -> None:
+    """From here on torch.ops.zipvl.<op> on CUDA tensors is the op's GPU kernels; needs triton."""
+    for op in OPS:
+        reference(op).register_kernel("cuda")(partial(run_kernels, op))
