@@ -21,6 +21,8 @@ from zipvl_serving.errors import ZipvlError
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS_FILE = "weights.safetensors"
+"""Its name in a bundle."""
 _LENGTH_BYTES = 8
 _PAGE = 4096
 _CACHE_LINE = 64

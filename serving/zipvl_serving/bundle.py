@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.contract import GraphName
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Manifest, digest
@@ -117,17 +118,23 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
 
 
 def _check_runtime(folder: Path, manifest: Manifest) -> None:
-    """The engine runtime must be the build's major version and not older than it."""
+    """The engine runtime must be the build's major version and not older than it; for compiled engines, the same."""
     engine = manifest.engine
+    backend = BACKENDS[engine.backend]
     try:
-        here = importlib.metadata.version(engine.backend)
+        here = importlib.metadata.version(backend.distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise ZipvlError(f"{folder}: needs {engine.backend}; install it: pip install {engine.backend}") from None
+        raise ZipvlError(f"{folder}: needs {backend.distribution}; install it: {backend.install}") from None
+    if backend.exact and here != engine.backend_version:
+        raise ZipvlError(
+            f"{folder}: was built with {backend.distribution} {engine.backend_version}, here is {here}; its engines "
+            f"load in that version only: install {backend.distribution}=={engine.backend_version} or rebuild the bundle"
+        )
     wanted, found = _major_minor(engine.backend_version), _major_minor(here)
     if found[0] != wanted[0] or found < wanted:
         raise ZipvlError(
-            f"{folder}: was built with {engine.backend} {engine.backend_version}, here is {here}; "
-            f"install {engine.backend}>={wanted[0]}.{wanted[1]},<{wanted[0] + 1} or rebuild the bundle"
+            f"{folder}: was built with {backend.distribution} {engine.backend_version}, here is {here}; "
+            f"install {backend.distribution}>={wanted[0]}.{wanted[1]},<{wanted[0] + 1} or rebuild the bundle"
         )
 
 

@@ -12,6 +12,10 @@ from typing import Literal
 GraphName = Literal["vision", "prefill", "decode"]
 GRAPHS: tuple[GraphName, ...] = ("vision", "prefill", "decode")
 
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""Of a model's weights and activations, and so of image features, keys and values."""
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
 Dim = int | str
 
 
@@ -48,34 +52,34 @@ class ModelShape:
     tokens_per_image: int
 
 
-def graph_spec(graph: GraphName, model: ModelShape, page_size: int) -> GraphSpec:
-    """The contract of one graph of a model."""
+def graph_spec(graph: GraphName, model: ModelShape, page_size: int, dtype: Dtype = "float32") -> GraphSpec:
+    """The contract of one graph of a model whose weights are of `dtype`; pixels and logits are float32 in every one."""
     if graph == "vision":
-        return _vision(model)
-    return _prefill(model) if graph == "prefill" else _decode(model, page_size)
+        return _vision(model, dtype)
+    return _prefill(model, dtype) if graph == "prefill" else _decode(model, page_size, dtype)
 
 
-def _vision(model: ModelShape) -> GraphSpec:
+def _vision(model: ModelShape, dtype: Dtype) -> GraphSpec:
     pixels = ("images", model.image_channels, model.image_height, model.image_width)
     return GraphSpec(
         inputs=(TensorSpec("pixel_values", "float32", pixels),),
-        outputs=(TensorSpec("image_features", "float32", ("images", model.tokens_per_image, model.hidden)),),
+        outputs=(TensorSpec("image_features", dtype, ("images", model.tokens_per_image, model.hidden)),),
     )
 
 
-def _prefill(model: ModelShape) -> GraphSpec:
+def _prefill(model: ModelShape, dtype: Dtype) -> GraphSpec:
     kept = []
     for layer in range(model.layers):
         rows = (f"cached_{layer}", model.kv_heads, model.head_dim)
         kept += [
             TensorSpec(f"index_{layer}", "int32", ("tokens",)),
-            TensorSpec(f"key_{layer}", "float32", rows),
-            TensorSpec(f"value_{layer}", "float32", rows),
+            TensorSpec(f"key_{layer}", dtype, rows),
+            TensorSpec(f"value_{layer}", dtype, rows),
         ]
     return GraphSpec(
         inputs=(
             TensorSpec("input_ids", "int64", ("tokens",)),
-            TensorSpec("image_features", "float32", ("visual", model.hidden)),
+            TensorSpec("image_features", dtype, ("visual", model.hidden)),
             TensorSpec("position_ids", "int64", ("tokens",)),
             TensorSpec("probe_positions", "int64", ("probes",)),
             TensorSpec("forced", "bool", ("tokens",)),
@@ -91,21 +95,21 @@ def _prefill(model: ModelShape) -> GraphSpec:
     )
 
 
-def _decode(model: ModelShape, page_size: int) -> GraphSpec:
+def _decode(model: ModelShape, page_size: int, dtype: Dtype) -> GraphSpec:
     pages = ("pages", page_size, model.kv_heads, model.head_dim)
     rows = (model.layers, "batch", model.kv_heads, model.head_dim)
     return GraphSpec(
         inputs=(
             TensorSpec("input_ids", "int64", ("batch",)),
             TensorSpec("position_ids", "int64", ("batch",)),
-            TensorSpec("key_pages", "float32", pages),
-            TensorSpec("value_pages", "float32", pages),
+            TensorSpec("key_pages", dtype, pages),
+            TensorSpec("value_pages", dtype, pages),
             TensorSpec("block_tables", "int32", (model.layers, "batch", "blocks")),
             TensorSpec("context", "int32", (model.layers, "batch")),
         ),
         outputs=(
             TensorSpec("logits", "float32", ("batch", model.vocabulary)),
-            TensorSpec("new_keys", "float32", rows),
-            TensorSpec("new_values", "float32", rows),
+            TensorSpec("new_keys", dtype, rows),
+            TensorSpec("new_values", dtype, rows),
         ),
     )

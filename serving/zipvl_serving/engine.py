@@ -92,7 +92,7 @@ class Engine:
         self._intake = Intake(bundle, self.config, processor, vision)
         self.scheduler = Scheduler(
             Runner(session, bundle.manifest, batch_invariant=self.config.batch_invariant),
-            KVPool.of(bundle.manifest),
+            KVPool.of(bundle.manifest, session),
             processor,
             self._emit,
             max_batch=bundle.manifest.limits.max_batch,

@@ -30,7 +30,7 @@ class Generator:
         self.session = session or open_session(bundle)
         self.processor = PromptProcessor(bundle.processor_folder)
         self._runner = Runner(self.session, bundle.manifest, batch_invariant=bundle.manifest.serving.batch_invariant)
-        self._pool = KVPool.of(bundle.manifest)
+        self._pool = KVPool.of(bundle.manifest, self.session)
 
     def prepare(self, text: str, images: Sequence[Image.Image], *, raw: bool = False) -> EncodedPrompt:
         """Encode a prompt; InputError where it is too long for the bundle."""

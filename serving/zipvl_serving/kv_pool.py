@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from zipvl_serving.arrays import Array
+from zipvl_serving.contract import ITEM_BYTES
 from zipvl_serving.errors import ZipvlError
 from zipvl_serving.manifest import Manifest
+from zipvl_serving.page_storage import HostPages, PageStorage
+from zipvl_serving.sessions.base import Session
 
 
 @dataclass
@@ -52,44 +56,45 @@ class CachedSequence:
 
 @dataclass
 class KVPool:
-    """Keys and values in pages.
+    """Who owns which page of a storage. Not safe for several threads: one thread steps."""
 
-    keys, values float32 [pages, page_size, kv_heads, head_dim]. Not safe for several threads: one thread steps.
-    """
-
-    keys: Array
-    values: Array
+    storage: PageStorage
     free: list[int] = field(default_factory=list)
     high_water: int = 0
     """Most pages ever in use at once."""
 
-    @classmethod
-    def create(cls, budget_bytes: int, page_size: int, kv_heads: int, head_dim: int) -> KVPool:
-        """A pool of as many pages as fit the budget, keys and values together."""
-        pages = budget_bytes // page_bytes(page_size, kv_heads, head_dim)
-        shape = (pages, page_size, kv_heads, head_dim)
-        try:
-            pool = cls(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
-        except (MemoryError, ValueError):
-            raise ZipvlError(
-                f"a KV cache of {budget_bytes} bytes cannot be allocated here; lower target.limits.kv_bytes"
-            ) from None
-        pool.free = list(range(pages - 1, -1, -1))
-        return pool
+    def __post_init__(self) -> None:
+        self.free = list(range(self.pages - 1, -1, -1))
 
     @classmethod
-    def of(cls, manifest: Manifest) -> KVPool:
-        """The pool that a bundle asks for."""
+    def create(cls, budget_bytes: int, page_size: int, kv_heads: int, head_dim: int, dtype: str = "float32") -> KVPool:
+        """A pool in this process's memory of as many pages as fit the budget, keys and values together."""
+        pages = budget_bytes // page_bytes(page_size, kv_heads, head_dim, dtype)
+        return cls(HostPages((pages, page_size, kv_heads, head_dim), dtype))
+
+    @classmethod
+    def of(cls, manifest: Manifest, session: Session) -> KVPool:
+        """The pool that a bundle asks for, where its session keeps pages."""
         limits, shape = manifest.limits, manifest.model.shape
-        return cls.create(limits.kv_bytes, limits.page_size, shape.kv_heads, shape.head_dim)
+        size = page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype)
+        return cls(session.page_storage(limits.kv_bytes // size))
+
+    @property
+    def keys(self) -> Any:
+        """[pages, page_size, kv_heads, head_dim], of the kind that the session's decode takes; `values` alike."""
+        return self.storage.keys
+
+    @property
+    def values(self) -> Any:
+        return self.storage.values
 
     @property
     def page_size(self) -> int:
-        return int(self.keys.shape[1])
+        return self.storage.page_size
 
     @property
     def pages(self) -> int:
-        return int(self.keys.shape[0])
+        return self.storage.pages
 
     @property
     def pages_used(self) -> int:
@@ -98,13 +103,13 @@ class KVPool:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, keys and values together."""
-        return page_bytes(self.page_size, *self.keys.shape[2:])
+        return self.storage.page_bytes
 
     def pages_for(self, rows: int) -> int:
         """Pages that so many rows of one layer take."""
         return -(-rows // self.page_size)
 
-    def store(self, layers: list[tuple[Array, Array]]) -> CachedSequence:
+    def store(self, layers: list[tuple[Any, Any]]) -> CachedSequence:
         """Copy a prefill's keys and values [rows, kv_heads, head_dim] per layer into fresh pages.
 
         Raises ZipvlError, with nothing allocated, where the pool has too few free pages.
@@ -119,15 +124,12 @@ class KVPool:
         for layer, (keys, values) in enumerate(layers):
             pages = table[layer, : owned[layer]]
             pages[:] = self._take(owned[layer])
-            for pool, new in ((self.keys, keys), (self.values, values)):
-                full = len(new) // self.page_size
-                pool[pages[:full]] = new[: full * self.page_size].reshape(full, *pool.shape[1:])
-                pool[pages[full:], : len(new) % self.page_size] = new[full * self.page_size :]
+            self.storage.store(pages, keys, values)
         rows = np.array([len(keys) for keys, _ in layers], dtype=np.int32)
         return CachedSequence(table, rows, owned)
 
-    def append(self, sequences: Sequence[CachedSequence], keys: Array, values: Array) -> None:
-        """Add one row to every layer of each sequence: keys, values [layers, batch, kv_heads, head_dim].
+    def append(self, sequences: Sequence[CachedSequence], keys: Any, values: Any) -> None:
+        """Add one row to every layer of each sequence: keys, values [layers, at least batch, kv_heads, head_dim].
 
         Raises ZipvlError, with nothing changed, where the pool has too few free pages.
         """
@@ -143,7 +145,7 @@ class KVPool:
         blocks, slots = np.divmod(rows, self.page_size)
         layers = np.arange(len(rows))
         pages = np.stack([sequence.table[layers, blocks[:, at]] for at, sequence in enumerate(sequences)], axis=1)
-        self.keys[pages, slots], self.values[pages, slots] = keys, values
+        self.storage.append(pages, slots, keys, values)
         for sequence in sequences:
             sequence.rows += 1
 
@@ -161,9 +163,9 @@ class KVPool:
         return taken[::-1]
 
 
-def page_bytes(page_size: int, kv_heads: int, head_dim: int) -> int:
+def page_bytes(page_size: int, kv_heads: int, head_dim: int, dtype: str = "float32") -> int:
     """Bytes of one page, keys and values together."""
-    return 2 * page_size * kv_heads * head_dim * np.dtype(np.float32).itemsize
+    return 2 * page_size * kv_heads * head_dim * ITEM_BYTES[dtype]
 
 
 def block_tables(sequences: Sequence[CachedSequence]) -> tuple[Array, Array]:

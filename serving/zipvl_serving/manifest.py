@@ -10,10 +10,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.config import ServingConfig
-from zipvl_serving.contract import GRAPHS, GraphName, ModelShape
+from zipvl_serving.contract import GRAPHS, Dtype, GraphName, ModelShape
+from zipvl_serving.errors import nearest
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MANIFEST_FILE = "manifest.json"
 
 
@@ -38,6 +40,8 @@ class Model(_Part):
 
     architecture: str
     shape: ModelShape
+    dtype: Dtype
+    """Of weights and activations."""
     image_token: int
     parameters: Natural
     """Weights stored in the bundle."""
@@ -82,11 +86,23 @@ class Limits(_Part):
 class Engine(_Part):
     """Who executes the graphs, and the file of each."""
 
-    backend: Annotated[str, Field(pattern="^onnxruntime$")]
-    """One that sessions.base can open: checked before anything is said of installing it."""
+    backend: str
     backend_version: str
+    gpu: str | None
+    """The compute capability that the engines were compiled for, such as SM80; None where they run on any."""
     graphs: dict[GraphName, str]
-    weights: str
+    weights: str | None
+    """The weights file; None where the engines hold their weights."""
+    reports: dict[GraphName, dict[str, Any]]
+    """What the backend says of each engine it built: bytes, seconds, layers; empty where it has nothing to say."""
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, backend: str) -> str:
+        """Before anything is said of installing it."""
+        if backend not in BACKENDS:
+            raise ValueError(f"no session for {backend!r}; {nearest(backend, BACKENDS)}")
+        return backend
 
     @field_validator("graphs")
     @classmethod
@@ -97,7 +113,10 @@ class Engine(_Part):
 
 
 class BreakEven(_Part):
-    """From which prompt length on selection pays on the building machine, measured at build."""
+    """From which prompt length on selection pays on the building machine, measured at build.
+
+    `ratios` is empty where the engines could not run there.
+    """
 
     ratio: float
     """The forced ratio of the measurement."""
@@ -110,7 +129,7 @@ class BreakEven(_Part):
 class Manifest(_Part):
     """The whole of manifest.json."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     name: str
     created: str
     """ISO 8601, UTC."""
@@ -136,9 +155,9 @@ class Manifest(_Part):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or path.as_posix() != name:
                 raise ValueError(f"file name {name!r} does not stay inside the bundle")
-        for name in (*self.engine.graphs.values(), self.engine.weights):
-            if self.files and name not in self.files:
-                raise ValueError(f"{name!r} is loaded but not listed among the files")
+        for loaded in (*self.engine.graphs.values(), self.engine.weights):
+            if self.files and loaded is not None and loaded not in self.files:
+                raise ValueError(f"{loaded!r} is loaded but not listed among the files")
         return self
 
     def to_json(self) -> str:

@@ -26,7 +26,7 @@ class PromptResult:
     """Whether selection was skipped, by request or because the prompt is below the break-even length."""
     counts: list[int]
     """Per layer, tokens in T."""
-    index: list[Array]
+    index: Sequence[Array]
     """Per layer, int32 [count], the tokens of T."""
     logits: Array
     """float32 [vocabulary]."""
@@ -108,7 +108,7 @@ class Runner:
         begun = time.perf_counter()
         logits, keys, values = self.session.decode(inputs)
         self.engine_s += time.perf_counter() - begun
-        pool.append(cached, keys[:, :batch], values[:, :batch])
+        pool.append(cached, keys, values)
         return logits[:batch]
 
     def _forced(self, prompt: EncodedPrompt) -> Array:

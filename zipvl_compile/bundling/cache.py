@@ -20,10 +20,14 @@ import zipvl_compile
 import zipvl_plugins
 import zipvl_serving
 from zipvl_compile.bundling.writer import staged_directory
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import ZipvlError
 
-_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "safetensors", "tokenizers")
+_TOOLS = (
+    *("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors", "tokenizers", "triton"),
+    *sorted({backend.distribution for backend in BACKENDS.values()} - {"torch"}),
+)
 
 
 def cache_directory() -> Path:
@@ -43,7 +47,9 @@ def tool_versions() -> dict[str, str]:
     return versions | {"zipvl-compile sources": _sources_digest()}
 
 
-def cache_key(recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: dict[str, str]) -> str:
+def cache_key(
+    recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: dict[str, str], gpu: str | None = None
+) -> str:
     """One name for one result; `machine` is in it because the break-even length is measured on it."""
     parts = {
         # Where the checkpoint was read from does not matter; what was in it does.
@@ -51,6 +57,7 @@ def cache_key(recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: d
         "checkpoint": checkpoint_files,
         "tools": tools,
         "machine": f"{platform.machine()} {processor_name()}",
+        "gpu": gpu,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,20 @@ from zipvl_compile.bundling import cache as build_cache
 from zipvl_compile.bundling.proof import check_processor, prove
 from zipvl_compile.bundling.writer import check_replaceable, staged_directory
 from zipvl_compile.checkpoint.reader import Checkpoint
-from zipvl_compile.engines.base import EngineBuilder, builder
+from zipvl_compile.engines.base import EngineBuilder, EngineFile, Job, builder
 from zipvl_compile.recipe.load import LoadedRecipe
 from zipvl_compile.recipe.schema import Recipe, dump_yaml
+from zipvl_compile.weights_file import WEIGHTS_FILE
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.bundle import PROCESSOR_FOLDER, describe_files
-from zipvl_serving.contract import GRAPHS, GraphName, graph_spec
-from zipvl_serving.errors import InputError, ZipvlError
+from zipvl_serving.contract import GRAPHS, ITEM_BYTES, GraphName
+from zipvl_serving.errors import InputError
 from zipvl_serving.kv_pool import page_bytes
 from zipvl_serving.manifest import MANIFEST_FILE, SCHEMA_VERSION, BreakEven, Engine, Limits, Manifest, Method, Model
 from zipvl_serving.prompts.prompt import PromptProcessor
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import torch
 
     from zipvl_compile.models.llava import LlavaFamily
 
@@ -41,6 +44,8 @@ STEPS = (
     "write manifest",
 )
 RECIPE_LOCK = "recipe.lock.yaml"
+GPU_BREAK_EVEN = 1024
+"""Tokens below which a bundle runs dense whose break-even could not be measured: what docs/gpu.md predicts."""
 
 OnStep = Callable[[str, str], None]
 """Called as on_step(step, detail) when a step starts or moves on."""
@@ -81,27 +86,22 @@ def build(
     """
     started = time.perf_counter()
     recipe = loaded.recipe
-    engine_builder = builder(recipe.target.backend)
-    if recipe.model.dtype not in engine_builder.dtypes:
-        raise InputError(
-            f"model.dtype: {recipe.model.dtype!r} cannot run on {engine_builder.name}; "
-            f"valid: {', '.join(engine_builder.dtypes)}"
-        )
-    if recipe.target.gpu is not None:
-        raise InputError(f"target.gpu: {recipe.target.gpu!r} has no use on {engine_builder.name}; leave it null")
+    backend = builder(recipe.target.backend)
+    recipe = _with_dtype(recipe, backend)
+    gpu = backend.gpu(recipe.target)
     check_replaceable(out)
     timer = _Timer(on_step)
     with timer.step("read checkpoint"):
         checkpoint = Checkpoint.open(loaded.model_source, recipe.model.revision)
         identity = checkpoint.identity(build_cache.cache_directory() if use_cache else None)
     tools = build_cache.tool_versions()
-    key = build_cache.cache_key(recipe.lock(), identity["files"], tools)
-    origin = {"key": key, "tools": tools, "checkpoint": {**identity, "source": str(loaded.model_source)}}
+    key = build_cache.cache_key(recipe.lock(), identity["files"], tools, gpu)
+    origin = {"key": key, "tools": tools, "gpu": gpu, "checkpoint": {**identity, "source": str(loaded.model_source)}}
     note = None
     with build_cache.locked(key) if use_cache else nullcontext(None) as entry:
         hit = entry is not None and build_cache.copy_from(entry, out)
         if not hit:
-            _build(recipe, checkpoint, engine_builder, out, origin, timer)
+            _build(recipe, checkpoint, backend, out, origin, timer)
             if use_cache:
                 note = build_cache.keep(out, entry)
     return BuildResult(out, hit, time.perf_counter() - started, key, note)
@@ -110,7 +110,7 @@ def build(
 def _build(
     recipe: Recipe,
     checkpoint: Checkpoint,
-    engine_builder: EngineBuilder,
+    backend: type[EngineBuilder],
     out: Path,
     origin: dict[str, Any],
     timer: _Timer,
@@ -127,26 +127,33 @@ def _build(
         processor.mkdir()
         for file in checkpoint.processor_files():
             shutil.copyfile(file, processor / file.name)
-        graphs = _export(recipe, model, engine_builder, timer)
-        parameters = _place_weights(recipe, checkpoint, model, graphs, staging, timer)
+        engines = backend(Job(recipe, model.shape(), model.checkpoint_name))
+        exported = _export(recipe, model, engines, timer)
+        places = _place_weights(checkpoint, engines, exported, staging, timer)
         with timer.step("build engines") as detail:
-            files: dict[GraphName, str] = {}
-            for name, graph in graphs.items():
+            files: dict[GraphName, EngineFile] = {}
+            for name, program in exported.items():
                 detail(name)
-                files[name] = engine_builder.build(name, graph, staging)
+                files[name] = engines.build(name, program, places, staging, partial(_of_graph, detail, name))
+        if engines.holds_weights:
+            (staging / WEIGHTS_FILE).unlink()
         (staging / RECIPE_LOCK).write_text(dump_yaml(recipe), encoding="utf-8")
-        manifest = _describe(recipe, checkpoint, model, engine_builder, files, parameters, origin)
+        manifest = _describe(recipe, checkpoint, model, engines, files, places, origin)
         with timer.step("measure break-even") as detail:
-            manifest = _measure(recipe, staging, manifest, detail)
+            manifest = _measure(recipe, staging, manifest, engines.runs_here(), detail)
         with timer.step("write manifest"):
             entries = dict(describe_files(staging))
         manifest = manifest.model_copy(update={"timings": timer.seconds, "files": entries})
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
+def _of_graph(detail: Callable[[str], None], graph: GraphName, progress: str) -> None:
+    detail(f"{graph}: {progress}")
+
+
 def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
     limits, decoder = recipe.target.limits, model.decoder
-    pages = limits.kv_bytes // page_bytes(limits.page_size, decoder.kv_heads, decoder.head_dim)
+    pages = limits.kv_bytes // page_bytes(limits.page_size, decoder.kv_heads, decoder.head_dim, recipe.model.dtype)
     if pages < decoder.layers:
         raise InputError(
             f"target.limits.kv_bytes: {limits.kv_bytes} holds {pages} pages of {limits.page_size} tokens; "
@@ -171,66 +178,60 @@ def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
         )
 
 
-def _export(
-    recipe: Recipe, model: LlavaFamily, engine_builder: EngineBuilder, timer: _Timer
-) -> dict[GraphName, ir.Model]:
-    from zipvl_compile.graphs.export import export_graph
-    from zipvl_compile.graphs.lint import lint
+def _with_dtype(recipe: Recipe, backend: type[EngineBuilder]) -> Recipe:
+    """The recipe with `model.dtype: auto` resolved; InputError for one that the backend cannot build."""
+    dtype = backend.dtypes[0] if recipe.model.dtype == "auto" else recipe.model.dtype
+    if dtype not in backend.dtypes:
+        raise InputError(
+            f"model.dtype: {dtype!r} cannot run on {backend.name}; valid: {', '.join(('auto', *backend.dtypes))}"
+        )
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+
+
+def _export(recipe: Recipe, model: LlavaFamily, engines: EngineBuilder, timer: _Timer) -> dict[GraphName, Any]:
+    import torch
+
     from zipvl_compile.models.decoder import Decode, Decoder, Prefill
+    from zipvl_compile.models.dtype import in_dtype
     from zipvl_compile.models.spec import MethodSpec
 
     method = MethodSpec(recipe.zipvl.dense_layers, keep_full_cache=recipe.zipvl.cache == "full")
-    modules = {
-        "vision": model.build_vision,
-        "prefill": lambda: Prefill(Decoder(model.decoder), method),
-        "decode": lambda: Decode(Decoder(model.decoder)),
+    dtype = getattr(torch, engines.job.dtype)
+    modules: dict[GraphName, Callable[[], torch.nn.Module]] = {
+        "vision": lambda: in_dtype(dtype, model.build_vision),
+        "prefill": lambda: Prefill(in_dtype(dtype, lambda: Decoder(model.decoder)), method),
+        "decode": lambda: Decode(in_dtype(dtype, lambda: Decoder(model.decoder))),
     }
-    graphs: dict[GraphName, ir.Model] = {}
+    exported = {}
     for name in GRAPHS:
         with timer.step(f"export {name}"):
-            spec = graph_spec(name, model.shape(), recipe.target.limits.page_size)
-            graphs[name] = export_graph(modules[name], spec, engine_builder.executor)
-            graphs[name].graph.name = name
-    problems = [f"{name}: {problem}" for name, graph in graphs.items() for problem in lint(graph, weights_open=True)]
-    if problems:
-        more = f" (+{len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ZipvlError(f"the exported graphs break a rule of the parsers: {problems[0]}{more}")
-    return graphs
+            exported[name] = engines.export(name, modules[name])
+    return exported
 
 
 def _place_weights(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    model: LlavaFamily,
-    graphs: dict[GraphName, ir.Model],
-    staging: Path,
-    timer: _Timer,
-) -> int:
-    """Write the weights that the graphs use, once, and point the graphs at them; returns how many parameters."""
+    checkpoint: Checkpoint, engines: EngineBuilder, exported: dict[GraphName, Any], staging: Path, timer: _Timer
+) -> dict[str, tuple[int, int]]:
+    """Write the weights that the programs read, once; returns (offset, bytes) of each in the weights file."""
     import torch
 
-    from zipvl_compile.graphs.weights import WEIGHTS_FILE, externalise, open_weights, write_weights
+    from zipvl_compile.graphs.weights import write_weights
 
-    names = sorted({model.checkpoint_name(name) for graph in graphs.values() for name in open_weights(graph.graph)})
+    job = engines.job
+    names = sorted({job.stored_name(name) for program in exported.values() for name in engines.weights(program)})
     with timer.step("write weights") as detail:
-        dtype = getattr(torch, recipe.model.dtype)
-        places = write_weights(checkpoint, names, staging / WEIGHTS_FILE, dtype, detail)
-    for graph in graphs.values():
-        externalise(graph.graph, model.checkpoint_name, places)
-    return sum(length for _, length in places.values()) // dtype.itemsize
+        return write_weights(checkpoint, names, staging / WEIGHTS_FILE, getattr(torch, job.dtype), detail)
 
 
 def _describe(
     recipe: Recipe,
     checkpoint: Checkpoint,
     model: LlavaFamily,
-    engine_builder: EngineBuilder,
-    files: dict[GraphName, str],
-    parameters: int,
+    engines: EngineBuilder,
+    files: dict[GraphName, EngineFile],
+    places: dict[str, tuple[int, int]],
     origin: dict[str, Any],
 ) -> Manifest:
-    from zipvl_compile.graphs.weights import WEIGHTS_FILE
-
     zipvl, limits = recipe.zipvl, recipe.target.limits
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -240,8 +241,9 @@ def _describe(
         model=Model(
             architecture=checkpoint.architecture,
             shape=model.shape(),
+            dtype=engines.job.dtype,
             image_token=model.decoder.image_token,
-            parameters=parameters,
+            parameters=sum(length for _, length in places.values()) // ITEM_BYTES[engines.job.dtype],
         ),
         method=Method(
             tau=zipvl.tau,
@@ -266,10 +268,12 @@ def _describe(
         ),
         serving=recipe.serving.config,
         engine=Engine(
-            backend=engine_builder.name,
-            backend_version=origin["tools"][engine_builder.distribution],
-            graphs=files,
-            weights=WEIGHTS_FILE,
+            backend=engines.name,
+            backend_version=origin["tools"][BACKENDS[engines.name].distribution],
+            gpu=origin["gpu"],
+            graphs={name: file.name for name, file in files.items()},
+            weights=None if engines.holds_weights else WEIGHTS_FILE,
+            reports={name: file.report for name, file in files.items()},
         ),
         break_even=BreakEven(ratio=recipe.benchmarks.break_even_ratio, tokens=None, ratios={}),
         recipe=recipe.lock(),
@@ -280,17 +284,26 @@ def _describe(
     )
 
 
-def _measure(recipe: Recipe, staging: Path, manifest: Manifest, detail: Callable[[str], None]) -> Manifest:
-    """Fill in the measured break-even and, where the recipe leaves it to that, the length below which to run dense."""
+def _measure(
+    recipe: Recipe, staging: Path, manifest: Manifest, elsewhere: str | None, detail: Callable[[str], None]
+) -> Manifest:
+    """Fill in the measured break-even and, where the recipe leaves it to that, the length below which to run dense.
+
+    `elsewhere` says why the engines cannot run here: then nothing is proven nor measured.
+    """
     from zipvl_compile.bundling import break_even
 
-    limit = recipe.target.limits.max_input_tokens
+    method, limit = manifest.method, recipe.target.limits.max_input_tokens
+    if elsewhere:
+        detail(f"not run here: {elsewhere}")
+        if recipe.zipvl.dense_below == "auto":
+            method = method.model_copy(update={"dense_below": GPU_BREAK_EVEN})
+        return manifest.model_copy(update={"method": method})
     lengths = recipe.benchmarks.break_even_lengths or break_even.default_lengths(limit)
     generator = prove(staging, manifest)
     measured = break_even.measure(
-        generator.session, manifest.method, recipe.benchmarks.break_even_ratio, lengths, lambda n: detail(f"{n} tokens")
+        generator.session, method, recipe.benchmarks.break_even_ratio, lengths, lambda n: detail(f"{n} tokens")
     )
-    method = manifest.method
     if recipe.zipvl.dense_below == "auto":
         # Where it never paid, every prompt of this bundle runs dense.
         method = method.model_copy(update={"dense_below": measured.tokens or limit + 1})

@@ -82,13 +82,19 @@ def _show(manifest: dict[str, Any], as_json: bool) -> None:
         "model": f"{model['architecture']}, {model['parameters']:,} parameters, {shape['layers']} layers, "
         f"hidden {shape['hidden']}, {shape['heads']}:{shape['kv_heads']} heads of {shape['head_dim']}",
         "engine": f"{engine['backend']} {engine['backend_version']}; {', '.join(engine['graphs'].values())}; "
-        f"weights once in {engine['weights']}",
+        + (f"for {engine['gpu']}; " if engine["gpu"] else "")
+        + (f"weights once in {engine['weights']}" if engine["weights"] else "weights inside"),
         "method": f"tau {method['tau']}, ratio {method['ratio_min']} to {method['ratio_max']}, probes "
         f"{method['probe_recent']} recent + {method['probe_random']} random, cache {method['cache']}, "
         f"{method['dense_layers']} dense layers, forced: last {method['force_last']}"
         f"{' + text' if method['force_text'] else ''}",
-        "dense below": f"{method['dense_below']} tokens; measured break-even at ratio {even['ratio']}: "
-        f"{even['tokens'] or 'none'} (tokens: zipvl/dense time {measured})",
+        "dense below": f"{method['dense_below']} tokens; "
+        + (
+            f"measured break-even at ratio {even['ratio']}: {even['tokens'] or 'none'} (tokens: zipvl/dense time "
+            f"{measured})"
+            if measured
+            else "break-even not measured: the engines could not run where they were built"
+        ),
         "limits": f"{limits['max_input_tokens']} input tokens, {limits['max_new_tokens']} new, batch "
         f"{limits['max_batch']}, KV {limits['kv_bytes'] / 2**20:.0f} MiB in pages of {limits['page_size']} tokens",
         "checkpoint": f"{manifest['checkpoint']['source']}"

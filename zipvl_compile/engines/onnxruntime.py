@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zipvl_compile.engines.base import Availability, EngineBuilder
+from zipvl_compile.engines.base import Availability, EngineFile, installed
+from zipvl_compile.engines.onnx_graphs import OnnxGraphBuilder
+from zipvl_compile.recipe.schema import Target
 from zipvl_serving.contract import GraphName
+from zipvl_serving.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_BUILDS_WITH = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
-"""A machine that only serves has none of these."""
 
-
-class OnnxRuntimeBuilder(EngineBuilder):
+class OnnxRuntimeBuilder(OnnxGraphBuilder):
     name = "onnxruntime"
     executor = "onnxruntime"
     dtypes = ("float32",)
-    distribution = "onnxruntime"
 
     @staticmethod
     def availability() -> Availability:
-        missing = [name for name in _BUILDS_WITH if importlib.util.find_spec(name) is None]
-        try:
-            version = importlib.metadata.version("onnxruntime")
-        except importlib.metadata.PackageNotFoundError:
-            return Availability(False, "pip install onnxruntime")
-        if missing:
-            return Availability(False, f"{version} serves here, but builds need {', '.join(missing)}: pip install them")
-        return Availability(True, version)
+        return installed("onnxruntime")
 
-    def build(self, graph: GraphName, model: ir.Model, folder: Path) -> str:
+    @staticmethod
+    def gpu(target: Target) -> str | None:
+        if target.gpu is not None:
+            raise InputError(f"target.gpu: {target.gpu!r} has no use on onnxruntime; leave it null")
+        return None
+
+    def build_graph(
+        self, graph: GraphName, model: ir.Model, folder: Path, on_progress: Callable[[str], None]
+    ) -> EngineFile:
         import onnx_ir as ir
 
         file = folder / f"{graph}.onnx"
         ir.save(model, file)
-        return file.name
+        return EngineFile(file.name)

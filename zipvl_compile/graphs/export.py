@@ -24,7 +24,14 @@ from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 from zipvl_serving.contract import GraphSpec, TensorSpec
 
-_DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
 _EXAMPLE_SIZES = {"tokens": 23, "visual": 11, "probes": 7, "images": 3, "batch": 5, "pages": 13, "blocks": 6}
 """Sizes to trace with: all different and none 0 or 1, so that no two dimensions are taken for one."""
 
@@ -115,7 +122,10 @@ def _name_boundary(graph: ir.Graph, spec: GraphSpec) -> None:
 
 def _check(value: ir.Value, tensor: TensorSpec) -> None:
     assert value.name == tensor.name, (value.name, tensor.name)
-    assert value.dtype == ir.DataType[{"float32": "FLOAT"}.get(tensor.dtype, tensor.dtype.upper())], tensor
+    assert value.dtype == ir.DataType[{"float32": "FLOAT"}.get(tensor.dtype, tensor.dtype.upper())], (
+        tensor,
+        value.dtype,
+    )
     traced = value.shape
     assert traced is not None and len(traced) == len(tensor.shape), tensor
     for axis, (got, wanted) in enumerate(zip(traced, tensor.shape, strict=True)):

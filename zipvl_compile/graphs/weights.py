@@ -10,10 +10,9 @@ import onnx_ir as ir
 import torch
 
 from zipvl_compile.checkpoint.reader import Checkpoint
-from zipvl_compile.weights_file import write_safetensors
+from zipvl_compile.weights_file import WEIGHTS_FILE, write_safetensors
 from zipvl_serving.errors import InputError
 
-WEIGHTS_FILE = "weights.safetensors"
 TRANSPOSED = ".T"
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _SAFETENSORS_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -19,11 +19,13 @@ _STRATEGIES = ("default", "full")
 
 
 class LlavaVision(nn.Module):
-    """Vision tower and projector: pixel_values [images, 3, H, W] -> image_features [images, tokens, hidden]."""
+    """Vision tower and projector: pixel_values float32 [images, 3, H, W] -> image_features [images, tokens, hidden]."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
-        self.vision_tower = AutoModel.from_config(config.vision_config, attn_implementation="sdpa")
+        self.vision_tower = AutoModel.from_config(
+            config.vision_config, attn_implementation="sdpa", dtype=torch.get_default_dtype()
+        )
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         layer = config.vision_feature_layer
         self.layers = [layer] if isinstance(layer, int) else list(layer)

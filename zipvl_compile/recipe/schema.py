@@ -10,10 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from zipvl_compile.recipe.source import Key, shorten, show
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.config import ServingConfig
 from zipvl_serving.errors import nearest
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "torch")
 PLANNED_CACHES = ("quantise", "evict+quantise")
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -82,8 +82,9 @@ class Model(_Part):
         description="Checkpoint: a local directory, relative to the file that names it, or a hub id `owner/name`."
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit; null is the default branch.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        default="float32", description="Type of weights and activations."
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto",
+        description="Type of weights and activations; `auto` is the backend's own: float32 on a CPU, float16 on a GPU.",
     )
 
     @field_validator("source")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zipvl_serving.arrays import Array
+from zipvl_serving.backends import BACKENDS
 from zipvl_serving.bundle import Bundle
-from zipvl_serving.errors import ZipvlError, nearest
+from zipvl_serving.page_storage import HostPages, PageStorage
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class PrefillOutputs:
     """float32 [vocabulary], of the last token."""
     counts: Array
     """int32 [layers], tokens in T."""
-    index: list[Array]
+    index: Sequence[Array]
     """Per layer, int32 [count], the tokens of T, ascending."""
-    cache: list[tuple[Array, Array]]
-    """Per layer, keys and values [rows, kv_heads, head_dim] to cache."""
+    cache: list[tuple[Any, Any]]
+    """Per layer, keys and values [rows, kv_heads, head_dim] to cache, of the kind that the page storage takes."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class DecodeInputs:
 
     input_ids: Array
     position_ids: Array
-    key_pages: Array
-    value_pages: Array
+    key_pages: Any
+    value_pages: Any
     block_tables: Array
     context: Array
 
@@ -65,12 +68,14 @@ class Session(ABC):
         """Run one prompt; image_features [visual, hidden] or None for a prompt without images."""
 
     @abstractmethod
-    def decode(self, inputs: DecodeInputs) -> tuple[Array, Array, Array]:
+    def decode(self, inputs: DecodeInputs) -> tuple[Array, Any, Any]:
         """One step of a batch: logits [batch, vocabulary], new keys and values [layers, batch, kv_heads, head_dim]."""
 
-
-_SESSIONS = {"onnxruntime": ("zipvl_serving.sessions.onnxruntime", "OnnxRuntimeSession")}
-"""backend: (module, class); a backend joins by a module and a line here."""
+    def page_storage(self, pages: int) -> PageStorage:
+        """Room for so many pages where this session reads them: here, unless it keeps them on a device."""
+        manifest = self.bundle.manifest
+        shape = (pages, manifest.limits.page_size, manifest.model.shape.kv_heads, manifest.model.shape.head_dim)
+        return HostPages(shape, manifest.model.dtype)
 
 
 def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> Session:
@@ -78,9 +83,7 @@ def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool =
 
     threads bounds its intra-op threads (None: all cores); spinning lets them wait for work without giving up the core.
     """
-    backend = bundle.manifest.engine.backend
-    if backend not in _SESSIONS:
-        raise ZipvlError(f"{bundle.path}: no session for backend {backend!r}; {nearest(backend, _SESSIONS)}")
-    module, name = _SESSIONS[backend]
-    session: Session = getattr(importlib.import_module(module), name)(bundle, threads=threads, spinning=spinning)
+    backend = BACKENDS[bundle.manifest.engine.backend]
+    opener = getattr(importlib.import_module(backend.module), backend.session)
+    session: Session = opener(bundle, threads=threads, spinning=spinning)
     return session

@@ -19,6 +19,7 @@ from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutp
 
 _TYPES = {
     "float32": "tensor(float)",
+    "float16": "tensor(float16)",
     "int32": "tensor(int32)",
     "int64": "tensor(int64)",
     "bool": "tensor(bool)",
@@ -46,7 +47,7 @@ class OnnxRuntimeSession(Session):
     def __init__(self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> None:
         super().__init__(bundle)
         self._graphs = {graph: self._load(graph, threads, spinning=spinning) for graph in bundle.manifest.engine.graphs}
-        self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=np.float32)
+        self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=bundle.manifest.model.dtype)
 
     def _load(self, graph: GraphName, threads: int | None, *, spinning: bool) -> ort.InferenceSession:
         session = _open_graph(self.bundle.graph_path(graph), threads, spinning=spinning)
@@ -55,7 +56,7 @@ class OnnxRuntimeSession(Session):
 
     def _check(self, graph: GraphName, session: ort.InferenceSession) -> None:
         manifest = self.bundle.manifest
-        spec = graph_spec(graph, manifest.model.shape, manifest.limits.page_size)
+        spec = graph_spec(graph, manifest.model.shape, manifest.limits.page_size, manifest.model.dtype)
         wanted = [(t.name, _TYPES[t.dtype], list(t.shape)) for t in (*spec.inputs, *spec.outputs)]
         found = [(t.name, t.type, list(t.shape)) for t in (*session.get_inputs(), *session.get_outputs())]
         for want, have in zip(wanted, found, strict=False):

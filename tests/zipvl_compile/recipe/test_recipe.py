@@ -19,7 +19,7 @@ from zipvl_compile.recipe.source import recipe_names, recipes_dir
 def test_defaults() -> None:
     assert load(HEAD).recipe.lock() == {
         "name": "r",
-        "model": {"source": "here", "revision": None, "dtype": "float32"},
+        "model": {"source": "here", "revision": None, "dtype": "auto"},
         "zipvl": {
             "tau": 0.975,
             "ratio_min": 0.0,
