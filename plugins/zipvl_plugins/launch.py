@@ -70,6 +70,15 @@ class Stage:
     """Attributes of the op that its launch takes."""
 
 
+Choose = Callable[[Stage, Sequence[Tuning]], Tuning]
+"""Which of a stage's tunings to launch."""
+
+
+def best(stage: Stage, tunings: Sequence[Tuning]) -> Tuning:
+    """The stage's own first choice."""
+    return tunings[0]
+
+
 def cdiv(size: Size, block: int) -> Size:
     """Blocks that cover a size, rounded up."""
     return (size + (block - 1)) // block
@@ -93,16 +102,22 @@ def launch_on(launch: Launch, inputs: Sequence[torch.Tensor | None], outputs: Se
     )
 
 
+def plan(
+    stage: Stage, inputs: Sequence[Operand | None], attributes: Mapping[str, Any], sm: int, choose: Choose = best
+) -> Launch:
+    """A stage's launch on compute capability sm; `attributes` may hold more than the stage takes."""
+    taken = {name: attributes[name] for name in stage.attributes}
+    return stage.launch(*inputs, tuning=choose(stage, stage.tunings(sm, *inputs)), **taken)
+
+
 def run_stage(
-    stage: Stage, inputs: Sequence[torch.Tensor | None], attributes: Mapping[str, Any], tuning: Tuning | None = None
+    stage: Stage, inputs: Sequence[torch.Tensor | None], attributes: Mapping[str, Any], choose: Choose = best
 ) -> tuple[torch.Tensor, ...]:
     """Allocate a stage's outputs and launch it; inputs must be contiguous. Never waits for the device."""
     import torch
 
     device = next(tensor.device for tensor in inputs if tensor is not None)
-    operands = [operand(tensor) for tensor in inputs]
-    chosen = tuning or stage.tunings(compute_capability(device), *operands)[0]
-    launch = stage.launch(*operands, tuning=chosen, **attributes)
+    launch = plan(stage, [operand(tensor) for tensor in inputs], attributes, compute_capability(device), choose)
     outputs = [torch.empty(out.shape, dtype=getattr(torch, out.dtype), device=device) for out in launch.outputs]
     launch_on(launch, inputs, outputs)
     return tuple(outputs)

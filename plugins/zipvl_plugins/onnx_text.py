@@ -44,37 +44,75 @@ def _prefix(nodes: object, prefix: str, public: set[str]) -> None:
                 _prefix(graph.node, prefix, public)
 
 
+_WAYS = 256
+_GEOMETRIC, _ARITHMETIC = 2, 2
+"""Rounds of a search: 140 octaves / 256^2 leave a bracket 0.15 % wide, its 2^14.6 floats / 256^2 leave neighbours."""
+
+
+def search_constants() -> str:
+    """Text of the constants that `largest_threshold` needs in its body."""
+    steps = ", ".join(str(i / _WAYS) for i in range(1, _WAYS))
+    return f"""
+                nothing = Constant <value = float[1, 1] {{0.0}}> ()
+                smallest = Constant <value = float[1, 1] {{1.1754944e-38}}> ()
+                twice = Constant <value = float[1, 1] {{2.0}}> ()
+                endless = Constant <value = float[1, 1] {{3.0e38}}> ()
+                steps = Constant <value = float[{_WAYS - 1}, 1] {{{steps}}}> ()
+                outer = Constant <value = int64[1] {{0}}> ()
+                inner = Constant <value = int64[1] {{1}}> ()"""
+
+
 def largest_threshold(values: str, weights: str, target: str, low: str, high: str) -> str:
     """Text that searches the threshold t at which the weight of {values >= t} falls below a target.
 
-    All names are values of the surrounding body: `values` and `weights` float32 [n], `target` float32 [1].
-    Afterwards weight(values >= low) >= target > weight(values >= high), and low and high are neighbouring floats:
-    the middle is geometric until high <= 2 low, arithmetic from there, and 34 rounds cover every normal float; values
-    below the smallest of those count as zero. No sort: TensorRT's TopK stops at 3840.
-    Needs `zero`, `tiny`, `two`, `half`, `rounds` and `go` in the body.
+    All names are values of the surrounding body: `values` and `weights` float32 [n], `target`, `low` and `high`
+    float32 [1]. Afterwards weight(values >= low) >= target > weight(values >= high), and low and high are neighbouring
+    floats; values below the smallest normal float count as zero. Each round weighs 255 thresholds at once and keeps the
+    gap between two of them, spaced geometrically while the bracket spans octaves, arithmetically from there. No sort:
+    TensorRT's TopK stops at 3840. No Loop: TensorRT-RTX takes none inside an If, and does a round in three kernels.
+    Ranks are equal throughout: its parser spends several layers on every broadcast between ranks.
     """
+    rounds = _GEOMETRIC + _ARITHMETIC
+    text = f"""
+                {low}_values = Unsqueeze ({values}, outer)
+                {low}_masses = Unsqueeze ({weights}, outer)
+                {low}_target = Unsqueeze ({target}, outer)
+                {low}_0 = Identity (nothing)
+                {high}_top = ReduceMax ({low}_values, inner)
+                {high}_above = Mul ({high}_top, twice)
+                {high}_0 = Max ({high}_above, twice)"""
+    for done in range(rounds):
+        text += _search_round(low, high, done, geometric=done < _GEOMETRIC)
+    return f"""{text}
+                {low} = Squeeze ({low}_{rounds}, outer)
+                {high} = Squeeze ({high}_{rounds}, outer)"""
+
+
+def _search_round(low: str, high: str, done: int, *, geometric: bool) -> str:
+    """From the bracket `<low>_<done>`, `<high>_<done>`, float32 [1, 1], to the next."""
+    a, b = f"{low}_{done}", f"{high}_{done}"
+    if geometric:
+        marks = f"""
+                {a}_from = Log ({a}_floor)
+                {b}_to = Log ({b})
+                {b}_gap = Sub ({b}_to, {a}_from)
+                {b}_strides = Mul (steps, {b}_gap)
+                {b}_powers = Add ({b}_strides, {a}_from)
+                {b}_marks = Exp ({b}_powers)"""
+    else:
+        marks = f"""
+                {b}_gap = Sub ({b}, {a}_floor)
+                {b}_strides = Mul (steps, {b}_gap)
+                {b}_marks = Add ({b}_strides, {a}_floor)"""
     return f"""
-        {high}_top = ReduceMax ({values})
-        {high}_first = Mul ({high}_top, two)
-        {high}_start = Max ({high}_first, two)
-        {low}, {high} = Loop (rounds, go, zero, {high}_start) <body =
-            {low}_search (int64 {low}_step, bool {low}_go, float[1] {low}_in, float[1] {high}_in)
-                => (bool {low}_on, float[1] {low}_out, float[1] {high}_out) {{
-                {low}_on = Identity ({low}_go)
-                {low}_floor = Max ({low}_in, tiny)
-                {low}_root = Sqrt ({low}_floor)
-                {high}_root = Sqrt ({high}_in)
-                {low}_far = Mul ({low}_root, {high}_root)
-                {low}_gap = Sub ({high}_in, {low}_floor)
-                {low}_step_up = Mul ({low}_gap, half)
-                {low}_near = Add ({low}_floor, {low}_step_up)
-                {low}_double = Mul ({low}_floor, two)
-                {low}_is_near = LessOrEqual ({high}_in, {low}_double)
-                {low}_mid = Where ({low}_is_near, {low}_near, {low}_far)
-                {low}_in_reach = GreaterOrEqual ({values}, {low}_mid)
-                {low}_counted = Where ({low}_in_reach, {weights}, zero)
-                {low}_weight = ReduceSum ({low}_counted)
-                {low}_enough = GreaterOrEqual ({low}_weight, {target})
-                {low}_out = Where ({low}_enough, {low}_mid, {low}_in)
-                {high}_out = Where ({low}_enough, {high}_in, {low}_mid)
-            }}>"""
+                {a}_floor = Max ({a}, smallest){marks}
+                {b}_reached = GreaterOrEqual ({low}_values, {b}_marks)
+                {b}_counted = Where ({b}_reached, {low}_masses, nothing)
+                {b}_weights = ReduceSum ({b}_counted, inner)
+                {b}_enough = GreaterOrEqual ({b}_weights, {low}_target)
+                {a}_candidates = Where ({b}_enough, {b}_marks, nothing)
+                {a}_best = ReduceMax ({a}_candidates, outer)
+                {low}_{done + 1} = Max ({a}, {a}_best)
+                {b}_candidates = Where ({b}_enough, endless, {b}_marks)
+                {b}_best = ReduceMin ({b}_candidates, outer)
+                {high}_{done + 1} = Min ({b}, {b}_best)"""

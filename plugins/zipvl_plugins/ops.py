@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from zipvl_plugins.launch import Stage, run_stage
+from zipvl_plugins.launch import Choose, Stage, best, run_stage
 
 if TYPE_CHECKING:
     import onnx
@@ -23,8 +23,8 @@ OPS = (
     "paged_attention",
 )
 
-Executor = Literal["portable", "onnxruntime"]
-"""Who executes the functions: any ONNX executor, or ONNX Runtime with its own operators."""
+Executor = Literal["portable", "onnxruntime", "tensorrt_rtx"]
+"""Who executes the functions: any ONNX executor, or one for which some ops have a body of its own."""
 
 
 def reference(op: str) -> torch.library.CustomOpDef:
@@ -55,9 +55,9 @@ def stages(op: str) -> tuple[Stage, ...]:
     return found
 
 
-def run_kernels(op: str, *arguments: Any, **named: Any) -> Any:
+def run_kernels(op: str, *arguments: Any, choose: Choose = best, **named: Any) -> Any:
     """The op by its GPU kernels, on CUDA tensors (or CPU tensors in Triton's interpreter): arguments and results as
-    the reference's. Never waits for the device."""
+    the reference's; `choose` takes one of every stage's tunings. Never waits for the device."""
     import torch
 
     reference(op)  # registers torch.ops.zipvl.<op>
@@ -67,7 +67,7 @@ def run_kernels(op: str, *arguments: Any, **named: Any) -> Any:
         if isinstance(value, torch.Tensor):
             values[name] = value.contiguous()
     for stage in stages(op):
-        made = run_stage(stage, [values[i] for i in stage.inputs], {name: values[name] for name in stage.attributes})
+        made = run_stage(stage, [values[name] for name in stage.inputs], values, choose)
         values |= dict(zip(stage.outputs, made, strict=True))
     results = tuple(values[name] for name in outputs(op))
     return results if len(results) > 1 else results[0]

@@ -43,7 +43,7 @@ benchmarks: {{break_even_lengths: [8]}}
 """
 
 
-def write_checkpoint(folder: Path) -> Path:
+def write_checkpoint(folder: Path, head_dim: int = 8) -> Path:
     """Save a LLaVA with the demo's tokenizer and image processor."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path) -> Path:
         image_size=demo.vision_config.image_size, patch_size=demo.vision_config.patch_size,
     )  # fmt: skip
     changes = {
-        "num_hidden_layers": LAYERS, "hidden_size": 32, "head_dim": 8, "intermediate_size": 48,
+        "num_hidden_layers": LAYERS, "hidden_size": 32, "head_dim": head_dim, "intermediate_size": 48,
         "max_position_embeddings": 4096, "initializer_range": 0.5,
     }  # fmt: skip
     config = LlavaConfig(

@@ -12,7 +12,7 @@ import torch
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 
-ONNX_TYPE = {torch.float32: 1, torch.int32: 6, torch.int64: 7, torch.bool: 9}
+ONNX_TYPE = {torch.float32: 1, torch.int32: 6, torch.int64: 7, torch.bool: 9, torch.float16: 10}
 
 
 def run_onnx(

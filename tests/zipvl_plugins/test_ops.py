@@ -11,7 +11,8 @@ from helpers.faces import relative_error, run_onnx
 
 from zipvl_plugins import ops
 
-TOLERANCE = 1e-4
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3}
+EXECUTORS: tuple[ops.Executor, ...] = ("portable", "onnxruntime", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class Call:
     rows: int | None = None
     """How many leading rows of the outputs are defined; None means all."""
     onnx_only: dict[str, int] = field(default_factory=dict)
+    always_float32: tuple[int, ...] = ()
+    """Inputs that are float32 in a graph of any dtype."""
+
+    def rounded(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
+        """The inputs of a graph whose weights and activations are of `dtype`."""
+        return [
+            value.to(dtype)
+            if value is not None and value.is_floating_point() and i not in self.always_float32
+            else value
+            for i, value in enumerate(self.inputs)
+        ]
 
 
 def _subset(shape: Shape, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +83,7 @@ def probe_scores(s: Shape, rng: torch.Generator) -> Call:
     positions = torch.cat([earlier, recent]).unique()
     q = torch.randn(len(positions), s.heads, s.d, generator=rng) * 2
     k = torch.randn(s.n, s.kv_heads, s.d, generator=rng)
-    return Call([q, k, positions, torch.zeros(1)], {"scale": s.d**-0.5})
+    return Call([q, k, positions, torch.zeros(1)], {"scale": s.d**-0.5}, always_float32=(3,))
 
 
 def probe_scores_all_kept(s: Shape, rng: torch.Generator) -> Call:
@@ -144,23 +156,35 @@ CALLS: dict[str, tuple[str, Callable[[Shape, torch.Generator], Call]]] = {
 """select_tokens has a test of its own: its definition is a rule, and its tolerance is on the retained mass."""
 
 
+def _faces() -> list[tuple[str, ops.Executor]]:
+    """Every call by the portable body of its op, and by each body that the op has for one executor."""
+    own = {
+        (op, executor)
+        for op in ops.OPS
+        for executor in EXECUTORS
+        if executor == "portable" or ops.onnx_function(op, executor) != ops.onnx_function(op)
+    }
+    return [(name, executor) for name, (op, _) in CALLS.items() for executor in EXECUTORS if (op, executor) in own]
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("executor", ["portable", "onnxruntime"])
-@pytest.mark.parametrize("name", CALLS)
-def test_onnx_face_equals_the_reference(name: str, executor: ops.Executor, shape: Shape) -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("name", "executor"), _faces())
+def test_onnx_face_equals_the_reference(name: str, executor: ops.Executor, dtype: torch.dtype, shape: Shape) -> None:
     op, build = CALLS[name]
     rng = torch.Generator().manual_seed(torch.seed() % 2**31)
     call = build(shape, rng)
-    expected = ops.reference(op)(*call.inputs, **call.attributes)
+    inputs = call.rounded(dtype)
+    exact = [None if value is None else value.float() if value.dtype == dtype else value for value in inputs]
+    expected = ops.reference(op)(*exact, **call.attributes)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    given = [
-        value[: shape.p] if i in call.compacted and value is not None else value for i, value in enumerate(call.inputs)
-    ]
+    given = [value[: shape.p] if i in call.compacted and value is not None else value for i, value in enumerate(inputs)]
     got = run_onnx(op, given, {**call.attributes, **call.onnx_only}, executor)
     for out, reference in zip(got, expected, strict=True):
         assert not reference[: call.rows].isnan().any()
         assert out[: call.rows].shape == reference[: call.rows].shape
-        assert relative_error(out[: call.rows], reference[: call.rows]) <= TOLERANCE
+        assert out.dtype == (torch.float32 if op == "probe_scores" else dtype)
+        assert relative_error(out[: call.rows], reference[: call.rows]) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("op", ops.OPS)

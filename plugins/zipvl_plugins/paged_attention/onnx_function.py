@@ -1,5 +1,9 @@
 """paged_attention as an ONNX function: gather the pages in use, one softmax over them and the new row.
 
+The softmax is float32. TensorRT-RTX makes one attention kernel of the portable body's products and softmax, if there is
+more than one query to a key head: so every query stands there twice, which costs nothing where reading keys is the
+work. For ONNX's own Attention with this mask it has no kernel.
+
 ONNX Runtime's engine has a body of its own. It gathers rows straight into the order that the products read, where the
 portable one gathers pages and then concatenates and transposes all of them (1.1 to 2.6 times its time, growing with
 rows and heads). And what it computes for a sequence does not depend on how wide the longest one of the batch makes the
@@ -42,11 +46,14 @@ def function() -> onnx.FunctionProto:
         values = Concat <axis = 1> (cached_values, new_value)
         key_columns = Transpose <perm = [0, 2, 3, 1]> (keys)
         value_rows = Transpose <perm = [0, 2, 1, 3]> (values)
-        factor = Constant <value_float: float = @scale> ()
-        q_scaled = Mul (q, factor)
         group_shape = Concat <axis = 0> (batch, kv_heads, minus_one, width)
-        q_grouped = Reshape (q_scaled, group_shape)
-        scores = MatMul (q_grouped, key_columns)
+        q_grouped = Reshape (q, group_shape)
+        group_axis = Constant <value = int64[1] {2}> ()
+        q_twice = Concat <axis = 2> (q_grouped, q_grouped)
+        products = MatMul (q_twice, key_columns)
+        products_float = Cast <to = 1> (products)
+        factor = Constant <value_float: float = @scale> ()
+        scores = Mul (products_float, factor)
         rows = Shape <start = 1, end = 2> (cached_keys)
         rows_scalar = Squeeze (rows)
         zero_scalar = Constant <value = int64 {0}> ()
@@ -62,7 +69,10 @@ def function() -> onnx.FunctionProto:
         closed = Constant <value = float {-1e30}> ()
         masked = Where (readable_heads, scores, closed)
         attention = Softmax <axis = -1> (masked)
-        attended_heads = MatMul (attention, value_rows)
+        attention_alike = CastLike (attention, v)
+        attended_twice = MatMul (attention_alike, value_rows)
+        group = Shape <start = 2, end = 3> (q_grouped)
+        attended_heads = Slice (attended_twice, zero, group, group_axis)
         flat_shape = Concat <axis = 0> (batch, minus_one)
         attended = Reshape (attended_heads, flat_shape)
     }""")
@@ -104,10 +114,13 @@ def onnxruntime_function() -> onnx.FunctionProto:
         flat_rows = Concat <axis = 0> (minus_one, width)
         all_keys = Reshape (key_pages, flat_rows)
         all_values = Reshape (value_pages, flat_rows)
-        keys = Gather <axis = 0> (all_keys, places)
-        values = Gather <axis = 0> (all_values, places)
+        own_keys = Gather <axis = 0> (all_keys, places)
+        own_values = Gather <axis = 0> (all_values, places)
+        keys = Cast <to = 1> (own_keys)
+        values = Cast <to = 1> (own_values)
         factor = Constant <value_float: float = @scale> ()
-        q_scaled = Mul (q, factor)
+        q_float = Cast <to = 1> (q)
+        q_scaled = Mul (q_float, factor)
         group_shape = Concat <axis = 0> (batch, kv_heads, minus_one, width)
         q_grouped = Reshape (q_scaled, group_shape)
         scores = com.microsoft.FusedMatMul <transB = 1> (q_grouped, keys)
@@ -119,8 +132,10 @@ def onnxruntime_function() -> onnx.FunctionProto:
         in_cache = Less (columns, length_column)
         closed = Constant <value = float {-1e30}> ()
         masked = Where (in_cache, scores, closed)
-        new_key = Unsqueeze (k, two)
-        new_value = Unsqueeze (v, two)
+        k_float = Cast <to = 1> (k)
+        v_float = Cast <to = 1> (v)
+        new_key = Unsqueeze (k_float, two)
+        new_value = Unsqueeze (v_float, two)
         new_score = com.microsoft.FusedMatMul <transB = 1> (q_grouped, new_key)
         cached_peak = ReduceMax (masked, minus_one)
         peak = Max (cached_peak, new_score)
@@ -137,7 +152,8 @@ def onnxruntime_function() -> onnx.FunctionProto:
         from_cache = MatMul (weight, values)
         from_itself = Mul (new_weight, new_value)
         weighted = Add (from_cache, from_itself)
-        attended_heads = Div (weighted, total)
+        attended_float = Div (weighted, total)
+        attended_heads = CastLike (attended_float, q)
         flat_shape = Concat <axis = 0> (batch, minus_one)
         attended = Reshape (attended_heads, flat_shape)
     }"""

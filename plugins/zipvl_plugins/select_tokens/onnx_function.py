@@ -1,14 +1,14 @@
 """select_tokens as an ONNX function.
 
-The portable body searches two thresholds and compacts: no sort, no NonZero. ONNX Runtime's own body sorts: its TopK has
-no limit, and its loops cost more than a sort up to some 8K tokens (and either next to nothing beyond).
+The portable body searches two thresholds and compacts: no sort, no NonZero. It is made for GPUs, where a round of the
+search is one pass over the scores. ONNX Runtime's own body sorts, which on a CPU costs less: its TopK has no limit.
 """
 
 from __future__ import annotations
 
 import onnx
 
-from zipvl_plugins.onnx_text import largest_threshold, parse_function
+from zipvl_plugins.onnx_text import largest_threshold, parse_function, search_constants
 
 _BOUNDS = """
                 retain_all = GreaterOrEqual (tau, one)
@@ -27,12 +27,8 @@ _BOUNDS = """
 _COUNT_SEARCH = largest_threshold("accumulated", "accumulated", "target", "mass_low", "mass_high")
 _RANK_SEARCH = largest_threshold("normalised", "ones", "p", "rank_low", "rank_high")
 _BY_SEARCH = f"""
-                tiny = Constant <value = float[1] {{1.1754944e-38}}> ()
-                two = Constant <value = float[1] {{2.0}}> ()
-                half = Constant <value = float[1] {{0.5}}> ()
+                tiny = Constant <value = float[1] {{1.1754944e-38}}> (){search_constants()}
                 nearly_one = Constant <value = float[1] {{0.99999905}}> ()
-                rounds = Constant <value = int64 {{34}}> ()
-                go = Constant <value = bool {{1}}> ()
                 ones = ConstantOfShape <value = float[1] {{1.0}}> (tokens)
                 total = ReduceSum (accumulated)
                 target = Mul (total, tau)
@@ -110,7 +106,12 @@ def onnxruntime_function() -> onnx.FunctionProto:
 
 
 def _function(choose: str) -> onnx.FunctionProto:
-    """`choose` defines selected, bool [n], from the scores and `tokens`, `one`, `zero`, `n_float`."""
+    """`choose` defines selected, bool [n], from the scores and `tokens`, `one`, `zero`, `n_float`.
+
+    The count is n less an element read from a running sum: TensorRT-RTX takes shapes from the device only behind such a
+    read (through a ReduceSum it would want tau as a host tensor), and tunes its kernels for that element being 1, which
+    is better said of the tokens dropped than of those kept.
+    """
     return parse_function(f"""
     select_tokens (accumulated, normalised, forced, tau, ratio_min, ratio_max) => (index, count) {{
         zero = Constant <value = float[1] {{0.0}}> ()
@@ -130,8 +131,8 @@ def _function(choose: str) -> onnx.FunctionProto:
             }}>
         first = Constant <value = int64[1] {{0}}> ()
         kept_ints = Cast <to = 6> (kept)
-        row_axis = Constant <value = int64 {{0}}> ()
-        rank = CumSum (kept_ints, row_axis)
+        first_axis = Constant <value = int64 {{0}}> ()
+        rank = CumSum (kept_ints, first_axis)
         one_int = Constant <value = int32[1] {{1}}> ()
         place = Sub (rank, one_int)
         n_int = Cast <to = 6> (tokens)
@@ -143,5 +144,8 @@ def _function(choose: str) -> onnx.FunctionProto:
         ids = Range (zero_int, n_scalar, step_int)
         filled = ScatterElements <axis = 0> (empty, slot, ids)
         index = Slice (filled, first, tokens)
-        count = ReduceSum (kept_ints)
+        last = Sub (tokens, one_slot)
+        dropped_before = Sub (ids, place)
+        dropped = Gather <axis = 0> (dropped_before, last)
+        count = Sub (n_int, dropped)
     }}""")

@@ -11,18 +11,31 @@ from helpers.bundles import build_recipe, refusal
 
 from zipvl_compile.graphs import lint as graph_lint
 from zipvl_compile.graphs.lint import lint
-from zipvl_plugins import ops
-from zipvl_plugins.onnx_text import DOMAIN, OPSET
+from zipvl_plugins.onnx_text import DOMAIN, OPSET, parse_function
 from zipvl_serving.contract import GRAPHS
 from zipvl_serving.errors import ZipvlError
+
+LOOPING = """
+select_tokens (accumulated, normalised, forced, tau, ratio_min, ratio_max) => (index, count) {
+    rounds = Constant <value = int64 {3}> ()
+    go = Constant <value = bool {1}> ()
+    found = Loop (rounds, go, tau) <body =
+        search (int64 round, bool going, float[1] held) => (bool goes_on, float[1] grown) {
+            goes_on = Identity (going)
+            grown = Add (held, ratio_min)
+        }>
+    index = Cast <to = 6> (accumulated)
+    count = Cast <to = 6> (found)
+}"""
+"""No selection, but a graph with inputs inside a function."""
 
 
 @pytest.fixture
 def prefill(tiny_bundle: Path) -> ir.Model:
-    """A real graph to break, with the portable body of select_tokens: that one has loops."""
+    """A real graph to break, with a body of select_tokens that has a loop."""
     model = ir.load(tiny_bundle / "prefill.onnx")
-    portable = ir.from_proto(ops.onnx_function("select_tokens"))
-    model.functions[portable.identifier()] = portable
+    looping = ir.from_proto(parse_function(LOOPING))
+    model.functions[looping.identifier()] = looping
     return model
 
 
@@ -35,7 +48,7 @@ def node(model: ir.Model) -> ir.Node:
 
 
 def loop_body(model: ir.Model) -> ir.Graph:
-    """A graph within a function; it lies in a branch of an If."""
+    """A graph within a function."""
     nodes = ir.traversal.RecursiveGraphIterator(function(model).graph)
     return next(node.attributes["body"].as_graph() for node in nodes if node.op_type == "Loop")
 
