@@ -30,10 +30,15 @@ def fail(name):
     raise
 
 import zipvl_serving
+TORCHLESS_SESSIONS = {"zipvl_serving.sessions.base", "zipvl_serving.sessions.onnxruntime"}
+on_torch = set()
 for module in pkgutil.walk_packages(zipvl_serving.__path__, "zipvl_serving.", onerror=fail):
-    if not module.name.endswith("__main__"):
+    if module.name.startswith("zipvl_serving.sessions.") and module.name not in TORCHLESS_SESSIONS:
+        on_torch.add(module.name)
+    elif not module.name.endswith("__main__"):
         importlib.import_module(module.name)
         print(module.name)
+assert not on_torch & set(sys.modules), on_torch & set(sys.modules)  # they are loaded by name, by nobody else
 """
 
 GENERATE = """

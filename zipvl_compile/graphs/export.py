@@ -1,7 +1,6 @@
 """Torch programs to ONNX graphs that meet the contract; no weight is ever materialised here.
 
-Modules are built under FakeTensorMode, so tracing a 13B decoder costs no memory: initializers come out as names, which
-`weights.externalise` then points into the bundle's weights file.
+Initializers come out as names, which `weights.externalise` then points into the bundle's weights file.
 """
 
 from __future__ import annotations
@@ -15,25 +14,14 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.export import Dim
+from torch._subclasses.fake_tensor import FakeTensor
 
 from zipvl_compile.graphs.nodes import translation_table
+from zipvl_compile.graphs.trace import trace
 from zipvl_compile.graphs.weights import fill_computed, fold_transposes
 from zipvl_plugins import ops
 from zipvl_plugins.onnx_text import DOMAIN, OPSET
 from zipvl_serving.contract import GraphSpec, TensorSpec
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
-_EXAMPLE_SIZES = {"tokens": 23, "visual": 11, "probes": 7, "images": 3, "batch": 5, "pages": 13, "blocks": 6}
-"""Sizes to trace with: all different and none 0 or 1, so that no two dimensions are taken for one."""
 
 
 def export_graph(
@@ -45,7 +33,7 @@ def export_graph(
     Initializers of the module's parameters are named by their qualified names and have no data.
     """
     with _quiet():
-        model = _translate(_trace(build, spec), spec)
+        model = _translate(trace(build, spec), spec)
         _name_boundary(model.graph, spec)
         _forget_inner_shapes(model.graph)
         _leave_weights_open(model.graph)
@@ -63,21 +51,6 @@ def export_graph(
     fold_transposes(model.graph)
     _add_functions(model, executor)
     return model
-
-
-def _trace(build: Callable[[], torch.nn.Module], spec: GraphSpec) -> torch.export.ExportedProgram:
-    dims: dict[str, Dim] = {}
-    examples, dynamic = [], []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        module = build().eval().requires_grad_(False)
-        for tensor in spec.inputs:
-            sizes = [_EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in tensor.shape]
-            examples.append(torch.zeros(sizes, dtype=_DTYPES[tensor.dtype]))
-            for name in tensor.shape:
-                if isinstance(name, str):
-                    dims.setdefault(name, Dim(name, min=1))
-            dynamic.append({axis: dims[d] for axis, d in enumerate(tensor.shape) if isinstance(d, str)})
-    return torch.export.export(module, tuple(examples), dynamic_shapes=tuple(dynamic))
 
 
 def _translate(program: torch.export.ExportedProgram, spec: GraphSpec) -> ir.Model:

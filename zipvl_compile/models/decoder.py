@@ -6,6 +6,8 @@ dimension: prefill is one request, because every request has its own T.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,9 +36,18 @@ class RMSNorm(nn.Module):
 
 def rotary_table(rope: Rope, position_ids: torch.Tensor) -> torch.Tensor:
     """cos and sin of every token's angles, float32 [n, head_dim]: cosines in the first half, sines in the second."""
-    frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
+    if torch.compiler.is_exporting():
+        frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
+    else:
+        frequencies = _frequencies(rope, position_ids.device)
     angles = position_ids.float().unsqueeze(1) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1) * rope.attention_factor
+
+
+@functools.cache
+def _frequencies(rope: Rope, device: torch.device) -> torch.Tensor:
+    """Copied to a device once: a step that is captured must not read the host's memory."""
+    return torch.tensor(rope.inverse_frequencies, dtype=torch.float32, device=device)
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -196,11 +207,12 @@ class Prefill(nn.Module):
 
     def dense_attention(self, attention: Attention, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Attention of every token to every earlier one."""
-        count = torch.full((1,), x.shape[0], dtype=torch.int32)
+        count = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
         query, key = (rotate(attention.heads(p(x)), table) for p in (attention.q_proj, attention.k_proj))
         value = attention.heads(attention.v_proj(x))
         attended = sparse_attention(query, key, value, count, attention.scale)
-        return attention.o_proj(attended), torch.arange(x.shape[0], dtype=torch.int32), count, key, value
+        output = attention.o_proj(attended)
+        return output, torch.arange(x.shape[0], dtype=torch.int32, device=x.device), count, key, value
 
 
 class Decode(nn.Module):

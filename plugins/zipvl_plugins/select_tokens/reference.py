@@ -24,9 +24,10 @@ def select_tokens(
     0 <= ratio_min <= ratio_max <= 1. tau >= 1 retains all; ratio_min >= 1 keeps every token; equal ratios force p.
     Returns (index int32 [n], ascending; count int32 [1]); entries of index at or after count are undefined.
     """
-    n = accumulated.shape[0]
+    n, device = accumulated.shape[0], accumulated.device
     if float(ratio_min) >= 1:
-        return torch.arange(n, dtype=torch.int32), torch.tensor([n], dtype=torch.int32)
+        every = torch.arange(n, dtype=torch.int32, device=device)
+        return every, torch.full((1,), n, dtype=torch.int32, device=device)
     largest_first = accumulated.double().sort(descending=True).values
     retained = largest_first.cumsum(0)
     p = n if float(tau) >= 1 else int((retained < tau.double() * retained[-1]).sum()) + 1
@@ -34,10 +35,10 @@ def select_tokens(
     p = min(max(p, least), most)
     kept = forced.clone()
     kept[normalised.sort(descending=True, stable=True).indices[:p]] = True
-    index = torch.zeros(n, dtype=torch.int32)
+    index = torch.zeros(n, dtype=torch.int32, device=device)
     chosen = kept.nonzero()[:, 0]
     index[: len(chosen)] = chosen.int()
-    return index, torch.tensor([len(chosen)], dtype=torch.int32)
+    return index, kept.sum(dim=0, keepdim=True, dtype=torch.int32)
 
 
 @select_tokens.register_fake

@@ -1,0 +1,1 @@
+"""What only a GPU can show: correctness of the kernels, their speed, TTFT and decode throughput; docs/gpu.md."""

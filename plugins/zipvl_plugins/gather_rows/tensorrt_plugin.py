@@ -1,0 +1,8 @@
+"""gather_rows as a TensorRT plugin."""
+
+from __future__ import annotations
+
+from zipvl_plugins.gather_rows.kernel import OUTPUTS, STAGES
+from zipvl_plugins.tensorrt_plugins import Face
+
+FACE = Face(STAGES, OUTPUTS)

@@ -1,0 +1,103 @@
+"""GPUs as the cost model sees them: published peaks, and how much of them well-made kernels reach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from zipvl_serving.errors import InputError, nearest
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """Shares of the peaks, 0 to 1, and what a kernel costs beside its work."""
+
+    gemm: float = 0.80
+    """Matrix products of the vendor's library: 788 of 989 TFLOP/s measured on an H200 (bf16, 8192 cubed)."""
+    lazy_gemm: float = 0.72
+    """Products that read or write rows of T: a Triton GEMM at nine tenths of the library's."""
+    dense_attention: float = 0.70
+    """FlashAttention-2 reaches 50 to 73 % of an A100, the upper end at head dim 128 and thousands of tokens."""
+    sparse_attention: float = 0.65
+    """This project's goal from 8K tokens of T up."""
+    scores: float = 0.45
+    """Probe scores: one product per exponential where attention has two."""
+    memory: float = 0.85
+    """Streaming kernels; a device-to-device copy reached 4.3 of 4.8 TB/s on an H200."""
+    elementwise: float = 1.0
+    """Traffic of norms, RoPE, activations and residuals over that of fused kernels."""
+    search: float = 1.0
+    """Selection, of the integer rate of the one multiprocessor that it runs on."""
+    kernel_s: float = 3e-6
+    """Start and end of one kernel in a CUDA graph or a full stream."""
+    round_s: float = 1e-6
+    """A reduction over a block, on which the block waits."""
+
+
+FLOOR = Utilisation(
+    gemm=1,
+    lazy_gemm=1,
+    dense_attention=1,
+    sparse_attention=1,
+    scores=1,
+    memory=1,
+    search=math.inf,
+    kernel_s=0,
+    round_s=0,
+)  # fmt: skip
+"""No kernel does better; selection is charged for reading the scores once."""
+EAGER_ELEMENTWISE = 2.6
+"""`elementwise` of PyTorch without a compiler: a norm goes through float32 in three kernels (20 bytes a number instead
+of 4), RoPE takes seven (18 instead of 4), the gated activation two (10 instead of 6); the mean of a 13B layer."""
+HOPPER = Utilisation(sparse_attention=0.50, scores=0.35)
+"""FlashAttention-3 reaches 75 % of an H100 (the baseline here: .70); Triton-language attention about 77 % of that, less
+where its programs end early."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peaks by the vendor's data sheet."""
+
+    name: str
+    flops: float
+    """fp16 and bf16 tensor cores with float32 accumulation, dense, FLOP/s."""
+    bandwidth: float
+    """Device memory, bytes/s."""
+    memory: float
+    """Bytes, as the driver reports them."""
+    clock: float
+    """Of the multiprocessors, boosted, Hz."""
+    utilisation: Utilisation = field(default=Utilisation())
+
+    @property
+    def scalar_rate(self) -> float:
+        """Integer operations of one multiprocessor a second."""
+        return 64 * self.clock
+
+
+GPUS = {
+    "a100-40gb": Gpu("A100 40 GB SXM", 312e12, 1.555e12, 40 * GIB, 1.41e9),
+    "a100-80gb": Gpu("A100 80 GB SXM", 312e12, 2.039e12, 80 * GIB, 1.41e9),
+    "a10": Gpu("A10", 125e12, 0.6e12, 22.5 * GIB, 1.695e9),
+    "l4": Gpu("L4", 121e12, 0.3e12, 22.5 * GIB, 2.04e9),
+    "l40s": Gpu("L40S", 362e12, 0.864e12, 45 * GIB, 2.52e9),
+    "h100": Gpu("H100 SXM", 989e12, 3.35e12, 79.6 * GIB, 1.98e9, HOPPER),
+    "h200": Gpu("H200 SXM", 989e12, 4.8e12, 140.4 * GIB, 1.98e9, HOPPER),
+}
+
+
+def gpu(name: str) -> Gpu:
+    """A GPU by its name; InputError names the known ones."""
+    found = GPUS.get({"a100": "a100-80gb"}.get(name.lower(), name.lower()))
+    if found is None:
+        raise InputError(f"no figures of GPU {name!r}; {nearest(name.lower(), GPUS)}")
+    return found
+
+
+def gpu_of_device(device: str, memory: int) -> Gpu | None:
+    """The GPU that a driver calls `device`, such as "NVIDIA A100-SXM4-80GB"; None where its figures are not known."""
+    words = device.lower().replace("-", " ").split()
+    known = [found for name, found in GPUS.items() if name.split("-")[0] in words]
+    return min(known, key=lambda found: abs(found.memory - memory), default=None)
