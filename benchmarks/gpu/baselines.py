@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.machine import Machine
 from zipvl_compile.models.decoder import Attention, Prefill, rotate
 from zipvl_plugins import flash_attention
+from zipvl_plugins.trim import trim
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """q [n, heads, d]; k, v [n, kv_heads, d] -> [n, heads * d], causal."""
@@ -45,6 +47,14 @@ class DensePrefill(Prefill):
         index = torch.arange(len(x), dtype=torch.int32, device=x.device)
         count = torch.full((1,), len(x), dtype=torch.int32, device=x.device)
         return attention.o_proj(attended), index, count, key, value
+
+
+class TrimmedPrefill(Prefill):
+    """Every layer's K and V are cut to T at once, as the torch session does for long prompts."""
+
+    def zipvl_attention(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        output, index, count, key, value = super().zipvl_attention(*arguments)
+        return output, index, count, trim(key, count), trim(value, count)
 
 
 def _sdpa(*backends: SDPBackend, repeat: bool = False) -> Attend:

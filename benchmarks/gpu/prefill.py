@@ -1,8 +1,9 @@
 """TTFT of 7B- and 13B-shaped decoders with random weights: forced ratios against dense attention, in one process.
 
 The prompt's embeddings, all layers and the first logits; no vision tower, no tokenising, no queue. Arms take turns, so
-a slow spell of the machine hits all of them. The KV of every layer is kept, as serving needs it: where that does not
-fit the arm says OOM, and a decoder of half the layers, whose ratios are the same, is measured beside it.
+a slow spell of the machine hits all of them. The KV of every layer is kept, as serving needs it (of a long prompt what
+T needs, cut layer by layer as the torch session does): where that does not fit the arm says OOM, and a decoder of half
+the layers, whose ratios are the same, is measured beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.baselines import DensePrefill, dense_attentions
+from benchmarks.gpu.baselines import DensePrefill, TrimmedPrefill, dense_attentions
 from benchmarks.gpu.cases import Maker
 from benchmarks.gpu.entry import Entry
 from benchmarks.gpu.machine import Machine
@@ -28,6 +29,7 @@ from zipvl_compile.cost.prediction import predict
 from zipvl_compile.cost.work import prefill as work_of_prefill
 from zipvl_compile.models.decoder import Decoder, Prefill
 from zipvl_compile.models.spec import DecoderSpec, MethodSpec
+from zipvl_plugins.trim import TRIM_FROM
 
 K = 1024
 ORDER = (
@@ -147,7 +149,7 @@ def _arms(machine: Machine, spec: DecoderSpec, n: int) -> dict[str, Callable[[],
         dense.attend = attend
         arms[f"dense, {name}"] = arm(dense, 1.0)
     for ratio in RATIOS:
-        arms[f"ratio {ratio:g}"] = arm(Prefill(model, MethodSpec()), ratio)
+        arms[f"ratio {ratio:g}"] = arm((TrimmedPrefill if n >= TRIM_FROM else Prefill)(model, MethodSpec()), ratio)
     return arms
 
 

@@ -95,7 +95,7 @@ def build(
         checkpoint = Checkpoint.open(loaded.model_source, recipe.model.revision)
         identity = checkpoint.identity(build_cache.cache_directory() if use_cache else None)
     tools = build_cache.tool_versions()
-    key = build_cache.cache_key(recipe.lock(), identity["files"], tools, gpu)
+    key = build_cache.cache_key(recipe.lock(), identity["files"], tools, gpu or backend.device())
     origin = {"key": key, "tools": tools, "gpu": gpu, "checkpoint": {**identity, "source": str(loaded.model_source)}}
     note = None
     with build_cache.locked(key) if use_cache else nullcontext(None) as entry:

@@ -102,6 +102,11 @@ class EngineBuilder(ABC):
     ) -> EngineFile:
         """Write one engine into `folder`, where the weights file lies; `places` has each tensor's (offset, bytes)."""
 
+    @staticmethod
+    def device() -> str | None:
+        """The GPU that fresh engines are measured on, where it is whichever is here; None for the CPU or a named GPU."""
+        return None
+
     def runs_here(self) -> str | None:
         """Why the engines that it builds cannot run on this machine; None where they can."""
         return None

@@ -45,6 +45,12 @@ class TorchBuilder(EngineBuilder):
             raise InputError("target.gpu: torch finds no CUDA device here; null takes the CPU where there is none")
         return None
 
+    @staticmethod
+    def device() -> str | None:
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
     def export(self, graph: GraphName, build: Callable[[], torch.nn.Module]) -> ExportedProgram:
         from zipvl_compile.graphs.program import export_program
 

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.node import map_aggregate
 
 from zipvl_plugins import ops
+from zipvl_plugins.trim import trim
 from zipvl_serving.contract import GraphSpec
 from zipvl_serving.errors import ZipvlError
 
@@ -50,6 +51,20 @@ class Program:
                 node.target, node.kwargs = body, {}
                 node.args = tuple(given[name] for name in inspect.signature(body).parameters)
         graph.eliminate_dead_code()
+        return Program(graph, self.held)
+
+    def trimming(self) -> Program:
+        """The prefill program with every layer's K and V cut to T as soon as they are made; see zipvl_plugins.trim."""
+        graph = copy.deepcopy(self._graph)
+        (output,) = graph.find_nodes(op="output")
+        logits, counts, *kept = output.args[0]
+        trimmed = list(kept)
+        for layer, count in enumerate(counts.args[0]):
+            for at in (3 * layer + 1, 3 * layer + 2):
+                last = max(kept[at], count)
+                with graph.inserting_after(last):
+                    trimmed[at] = graph.call_function(trim, (kept[at], count))
+        output.args = ((logits, counts, *trimmed),)
         return Program(graph, self.held)
 
     def to(self, device: torch.device) -> Program:

@@ -13,6 +13,7 @@ import torch
 
 from zipvl_plugins import dense as dense_ops
 from zipvl_plugins import flash_attention, ops
+from zipvl_plugins.trim import TRIM_FROM
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.contract import GraphName, graph_spec
 from zipvl_serving.errors import ZipvlError
@@ -40,6 +41,8 @@ class TorchSession(DeviceSession):
         self._vision = self._load("vision", weights)
         self._prefill = self._load("prefill", weights)
         self._dense_prefill = self._prefill.with_bodies(dense_ops.BODIES)
+        evicts = bundle.manifest.method.cache == "evict"
+        self._long_prefill = self._prefill.trimming() if evicts else self._prefill
         self._decode = self._load("decode", weights)
         self._steps: Callable[[DecodeInputs], Outputs] = self._captured_steps() if on_cuda else self._step_as_it_is
 
@@ -48,7 +51,10 @@ class TorchSession(DeviceSession):
         return features
 
     def run_prefill(self, inputs: Outputs, *, dense: bool) -> Outputs:
-        return (self._dense_prefill if dense else self._prefill)(*inputs)
+        if dense:
+            return self._dense_prefill(*inputs)
+        long = len(inputs[0]) >= TRIM_FROM
+        return (self._long_prefill if long else self._prefill)(*inputs)
 
     def run_decode(self, inputs: DecodeInputs) -> Outputs:
         return self._steps(inputs)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,17 @@ def test_the_dense_program_computes_no_score(on_torch: TorchSession) -> None:
     assert not any(target.startswith("zipvl.") for target in dense)
     # A layer multiplies by seven matrices; a sparse one by q_proj for the probes, and by three inside ops.
     assert dense.count("aten.linear.default") == sparse.count("aten.linear.default") - LAYERS
+
+
+def test_a_long_prompt_keeps_the_memory_of_t_alone(on_torch: TorchSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _prompt(300, 0.37, np.random.default_rng(1))
+    wanted = on_torch.prefill(inputs, None)
+    monkeypatch.setattr("zipvl_serving.sessions.torch.TRIM_FROM", 300)
+    got = on_torch.prefill(inputs, None)
+    _same(got, replace(wanted, cache=[(k.numpy(), v.numpy()) for k, v in wanted.cache]))
+    for layers, rows in ((wanted.cache, 300), (got.cache, got.counts[0])):
+        for tensor in (tensor for layer in layers for tensor in layer):
+            assert tensor.untyped_storage().nbytes() == rows * tensor[0].nbytes
 
 
 def test_threads_are_bounded(torch_bundle: Path) -> None:
