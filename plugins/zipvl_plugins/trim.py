@@ -1,7 +1,7 @@
 """Rows of T cut to their count: for prompts so long that room for every token of every layer would not fit.
 
-Waits for the device once per call: a layer of 32K tokens takes longer than such a wait by three orders of magnitude. 13B
-at 128K tokens keeps 107 GB of K and V untrimmed, and 40 GB at ratio .37.
+Waits for the device once per call: a layer of 32K tokens takes a thousand times longer than such a wait. 13B at 128K
+tokens keeps 107 GB of K and V untrimmed, and 40 GB at ratio .37.
 """
 
 from __future__ import annotations

@@ -25,13 +25,13 @@ BACKENDS = {
     ),
     "torch": Backend("zipvl_serving.sessions.torch", "TorchSession", "torch", "pip install torch"),
     "tensorrt": Backend(
-        "zipvl_serving.sessions.tensorrt", "TensorRTSession", "tensorrt", "pip install 'zipvl-compile[tensorrt]'", True
+        "zipvl_serving.sessions.tensorrt", "TensorRTSession", "tensorrt", "pip install -e '.[tensorrt]' in the checkout", True
     ),
     "tensorrt_rtx": Backend(
         "zipvl_serving.sessions.tensorrt",
         "TensorRTRTXSession",
         "tensorrt-rtx-cu13",
-        "pip install 'zipvl-compile[tensorrt-rtx]'",
+        "pip install -e '.[tensorrt-rtx]' in the checkout",
         True,
     ),
 }

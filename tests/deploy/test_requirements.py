@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from zipvl_serving.backends import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "serving" / "deploy"
 OURS = {"zipvl_compile": ROOT, "zipvl_serving": ROOT / "serving", "zipvl_plugins": ROOT / "plugins"}
@@ -22,6 +24,9 @@ ENTRY = ("zipvl_compile.cli", "zipvl_compile.commands.serve")
 """What the container runs of the compile-time half."""
 FROM_TRITON = {"triton_python_backend_utils", "c_python_backend_utils", "pytriton"}
 """Modules that come with a Triton server."""
+ENGINES = ROOT / "serving" / "zipvl_serving" / "sessions"
+OTHER_SESSIONS = set(ENGINES.glob("*.py")) - {ENGINES / name for name in ("__init__.py", "base.py", "onnxruntime.py")}
+"""Loaded by name, for bundles whose runtime the image gets from engines/."""
 LEFT_OUT = {"huggingface-hub"}
 """tokenizers downloads with it, and for nothing else."""
 
@@ -39,6 +44,17 @@ def read(file: Path) -> dict[str, Version]:
 
 
 PINS = read(DEPLOY / "requirements.txt")
+
+
+def test_every_backend_has_its_runtime() -> None:
+    tested = read(ROOT / "constraints.txt")
+    files = {file.stem: read(file) for file in (DEPLOY / "engines").iterdir()}
+    assert set(files) == set(BACKENDS)
+    for backend, pins in files.items():
+        assert canonicalize_name(BACKENDS[backend].distribution) in pins | PINS
+        assert {name: tested[name] for name in pins if name in tested} == {
+            name: version for name, version in pins.items() if name in tested
+        }
 
 
 def test_the_compile_time_half_is_left_out() -> None:
@@ -77,7 +93,9 @@ def needs(name: str) -> Iterator[str]:
 
 
 def test_whatever_serving_imports_is_installed() -> None:
-    serving = {name for file in (ROOT / "serving").rglob("*.py") for name in imports(file.read_text())}
+    files = [file for file in (ROOT / "serving").rglob("*.py") if file not in OTHER_SESSIONS]
+    assert OTHER_SESSIONS and len(files) > 50
+    serving = {name for file in files for name in imports(file.read_text())}
     started = {name for module in reached(ENTRY) for name in imports(source(module).read_text(), at_start=True)}
     found = {name.partition(".")[0] for name in serving | started}
     third_party = found - set(sys.stdlib_module_names) - set(OURS) - FROM_TRITON

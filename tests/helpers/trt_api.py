@@ -20,3 +20,9 @@ def missing(module: str, wanted: Mapping[str, Iterable[str]]) -> list[str]:
 def offered(fake: Any) -> list[str]:
     """Public names of a fake's class."""
     return [name for name in dir(fake) if not name.startswith("_")]
+
+
+def values_of(module: str, enumeration: str) -> dict[str, int]:
+    """An enumeration of the module."""
+    members = getattr(importlib.import_module(module), enumeration).__members__
+    return {name: int(value) for name, value in members.items()}

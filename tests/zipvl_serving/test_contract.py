@@ -27,7 +27,7 @@ def test_documented_tensors(graph: GraphName) -> None:
     numbers = dict(DIMENSIONS)
     page_size = numbers.pop("page_size")
     image = {f"image_{name}": numbers.pop(name) for name in ("channels", "height", "width")}
-    spec = graph_spec(graph, ModelShape(**numbers, **image), page_size)
+    spec = graph_spec(graph, ModelShape(**numbers, **image), page_size, "bfloat16")  # the model's: no other is of it
     names = {size: name for name, size in DIMENSIONS.items()}
     wanted = []
     for tensor in (*spec.inputs, *spec.outputs):
@@ -35,7 +35,7 @@ def test_documented_tensors(graph: GraphName) -> None:
         shape = [
             re.sub(r"_\d+$", "", dim) if isinstance(dim, str) else names.get(dim, str(dim)) for dim in tensor.shape
         ]
-        row = (name, tensor.dtype, ", ".join(shape))
+        row = (name, "model" if tensor.dtype == "bfloat16" else tensor.dtype, ", ".join(shape))
         if row not in wanted:
             wanted.append(row)
     assert _documented(graph) == wanted

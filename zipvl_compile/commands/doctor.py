@@ -13,7 +13,7 @@ from zipvl_compile.commands import options
 _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus-client"),
     "serve-triton": ("tritonclient", "nvidia-pytriton"),
-    "tensorrt": ("tensorrt",),
+    "tensorrt": ("tensorrt", "triton"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13",),
     "gpu": ("triton", "flash-attn"),
     "eval": ("lmms-eval",),

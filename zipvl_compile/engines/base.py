@@ -104,7 +104,7 @@ class EngineBuilder(ABC):
 
     @staticmethod
     def device() -> str | None:
-        """The GPU that fresh engines are measured on, where it is whichever is here; None for the CPU or a named GPU."""
+        """The GPU here that fresh engines are measured on; None where that is the CPU, or the GPU that `gpu` names."""
         return None
 
     def runs_here(self) -> str | None:

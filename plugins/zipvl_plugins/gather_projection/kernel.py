@@ -22,7 +22,7 @@ def gather_projection_kernel(
 ):  # fmt: skip
     kept = tl.load(count)
     row_blocks = tl.cdiv(kept, BLOCK_ROWS)
-    column_blocks: tl.constexpr = tl.cdiv(OUTER, BLOCK_COLUMNS)
+    column_blocks: tl.constexpr = (OUTER + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS  # no constexpr by tl.cdiv in Triton 3.6
     if tl.program_id(0) >= row_blocks * column_blocks:
         return
     row_block, column_block = tile_of(tl.program_id(0), row_blocks, column_blocks)

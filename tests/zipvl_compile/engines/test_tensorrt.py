@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.fake_trt_builder import Config, FakeTrt, Flag, Network, Profile, TimingCache
 from helpers.tensorrt_stub import in_stub
-from helpers.trt_api import missing, offered
+from helpers.trt_api import missing, offered, values_of
 
 from zipvl_compile.engines import tensorrt
 from zipvl_compile.engines.base import Availability, EngineFile, Job
@@ -180,7 +180,7 @@ def test_the_gpu_is_the_one_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ("modules", "driver", "says"),
     [
         ({"tensorrt", "triton"}, True, None),
-        ({"triton"}, True, "tensorrt is missing: pip install 'zipvl-compile[tensorrt]'"),
+        ({"triton"}, True, "tensorrt is missing: pip install -e '.[tensorrt]' in the checkout"),
         ({"triton", "tensorrt_bindings"}, True, "libraries are missing (its bindings alone are here): pip install"),
         ({"tensorrt"}, True, "triton is missing, which compiles its plugins: pip install triton"),
         ({"tensorrt", "triton"}, False, "no NVIDIA driver (libcuda.so.1); target.backend=tensorrt_rtx builds without"),
@@ -195,7 +195,7 @@ def test_what_is_missing_is_one_line(
     def with_modules(name: str, *arguments: Any) -> Any:
         return name in modules or None if name in optional else find(name, *arguments)
 
-    missing = Availability(False, "tensorrt is missing: pip install 'zipvl-compile[tensorrt]'")
+    missing = Availability(False, "tensorrt is missing: pip install -e '.[tensorrt]' in the checkout")
     state = Availability(True, "11.4") if "tensorrt" in modules else missing
     monkeypatch.setattr(importlib.util, "find_spec", with_modules)
     monkeypatch.setattr(tensorrt, "installed", lambda backend: state)
@@ -223,11 +223,4 @@ def test_the_fakes_offer_what_the_library_has() -> None:
         "OnnxParser": ["parse_from_file", "num_errors", "get_error"],
     }  # fmt: skip
     assert in_stub(missing, "tensorrt", wanted) == []
-    assert in_stub(values_of, "NetworkDefinitionCreationFlag") == {flag.name: flag.value for flag in Flag}
-
-
-def values_of(enumeration: str) -> dict[str, int]:
-    """An enumeration of tensorrt."""
-    import tensorrt as trt
-
-    return {name: int(value) for name, value in getattr(trt, enumeration).__members__.items()}
+    assert in_stub(values_of, "tensorrt", "NetworkDefinitionCreationFlag") == {flag.name: flag.value for flag in Flag}
