@@ -35,7 +35,7 @@ def measure() -> dict[str, Any]:
     """Figures by kernel, dtype, head dim and compute capability."""
     from helpers.operands import ALL, Decoder, compile_op
 
-    from zipvl_plugins.occupancy import LIMITS, occupancy
+    from zipvl_plugins.gpu.occupancy import LIMITS, occupancy
 
     found: dict[str, Any] = {}
     for op in ALL:

@@ -19,8 +19,11 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """q [n, heads, d]; k, v [n, kv_heads, d] -> [n, heads * d], causal."""
 
 
-def dense_attentions(machine: Machine) -> dict[str, Attend]:
-    """Those that work here, by name: torch's FlashAttention, cuDNN's, and flash-attn where it is installed."""
+def dense_attentions(machine: Machine, *, grouped: bool = True) -> dict[str, Attend]:
+    """Those that work here, by name: torch's FlashAttention, cuDNN's, and flash-attn where it is installed.
+
+    `grouped`: several heads share a key head, which not all of them know.
+    """
     if machine.rehearsal:
         return {"torch": _sdpa()}
     candidates = {
@@ -29,7 +32,7 @@ def dense_attentions(machine: Machine) -> dict[str, Attend]:
         "torch cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
         "flash-attn": lambda q, k, v: flash_attention.causal(q, k, v, q.shape[-1] ** -0.5),
     }
-    found = {name: attend for name, attend in candidates.items() if _works(machine, attend)}
+    found = {name: attend for name, attend in candidates.items() if _works(machine, attend, 2 if grouped else 8)}
     if "torch flash" in found:
         del found["torch flash, heads repeated"]
     return found
@@ -72,10 +75,10 @@ def _sdpa(*backends: SDPBackend, repeat: bool = False) -> Attend:
     return attend
 
 
-def _works(machine: Machine, attend: Attend) -> bool:
+def _works(machine: Machine, attend: Attend, kv_heads: int) -> bool:
     q = torch.randn(256, 8, 128, dtype=torch.float16, device=machine.device)
     try:
-        attend(q, q[:, :2].contiguous(), q[:, :2].contiguous())
+        attend(q, q[:, :kv_heads].contiguous(), q[:, :kv_heads].contiguous())
         machine.synchronize()
     except (ImportError, RuntimeError):
         return False

@@ -19,7 +19,7 @@ from benchmarks.gpu.entry import Entry
 from benchmarks.gpu.machine import Machine, poisoned
 from benchmarks.gpu.oracle import TOLERANCE, defined, deviation
 from zipvl_plugins import ops
-from zipvl_plugins.launch import Choose, Stage, Tuning, best
+from zipvl_plugins.gpu.launch import Choose, Stage, Tuning, best
 
 HALVES = (torch.float16, torch.bfloat16)
 TUNED = Shape(1000, 370, heads=8, kv_heads=2, head_dim=128)

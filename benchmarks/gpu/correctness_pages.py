@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.cases import Maker, Shape
-from zipvl_plugins.launch import Choose
+from zipvl_plugins.gpu.launch import Choose
 from zipvl_plugins.pages import kernel, reference
 
 

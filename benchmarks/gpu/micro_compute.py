@@ -54,7 +54,7 @@ def _attention(machine: Machine, p: int, heads: tuple[int, int, int]) -> dict[st
     ours = copies(lambda: tuple(arguments("sparse_attention", shape, make).values()))
     theirs: Sequence[Sequence[Any]] = [tuple(t[:p] for t in values[:3]) for values in ours]
     arms: dict[str, Any] = {"ours": (lambda *values: ops.run_kernels("sparse_attention", *values), ours)}
-    for name, attend in dense_attentions(machine).items():
+    for name, attend in dense_attentions(machine, grouped=heads[0] != heads[1]).items():
         arms[name] = (_without_grad(attend), theirs)
     seconds = kernel_seconds(machine, arms)
     flops = 2 * p**2 * shape.queries

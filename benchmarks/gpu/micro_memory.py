@@ -78,12 +78,12 @@ def _paged(machine: Machine, batch: int, rows: int, heads: tuple[int, int, int])
 
     ours = copies(values)
     moved = 2 * batch * rows * shape.kv_heads * shape.head_dim * ours[0][3].element_size()
-    contiguous = torch.empty(moved // 2, dtype=torch.uint8, device=machine.device)
+    contiguous = [(torch.empty(moved // 2, dtype=torch.uint8, device=machine.device),) for _ in ours]
     seconds = kernel_seconds(
         machine,
         {
             "ours": (lambda *a: ops.run_kernels("paged_attention", *a), ours),
-            "copy": (torch.clone, [(contiguous,)]),
+            "copy": (torch.clone, contiguous),
         },
     )
     return _rates(seconds, moved)

@@ -65,5 +65,6 @@ def _dense_layer(machine: Machine, spec: DecoderSpec, n: int) -> dict[str, float
             out: torch.Tensor = layer.feed_forward(x + attended)
             return out
 
-    arms = {attention: (run, [(attend,)]) for attention, attend in dense_attentions(machine).items()}
+    known = dense_attentions(machine, grouped=spec.heads != spec.kv_heads)
+    arms = {attention: (run, [(attend,)]) for attention, attend in known.items()}
     return kernel_seconds(machine, arms, target_s=0.05)

@@ -103,6 +103,7 @@ def _ttft(machine: Machine, spec: DecoderSpec, n: int, rounds: int) -> dict[str,
             gc.collect()
             machine.free_memory()
     seconds = host_seconds(machine, arms, rounds)
+    oom += [name for name in arms if name not in seconds]
     dense = {name.removeprefix("dense, "): taken for name, taken in seconds.items() if name.startswith("dense, ")}
     expected = _predicted(machine, spec, n)
     return {
@@ -144,7 +145,7 @@ def _arms(machine: Machine, spec: DecoderSpec, n: int) -> dict[str, Callable[[],
         return run
 
     arms = {}
-    for name, attend in dense_attentions(machine).items():
+    for name, attend in dense_attentions(machine, grouped=spec.heads != spec.kv_heads).items():
         dense = DensePrefill(model, MethodSpec(dense_layers=spec.layers))
         dense.attend = attend
         arms[f"dense, {name}"] = arm(dense, 1.0)

@@ -46,11 +46,18 @@ def kernel_seconds(
 
 
 def host_seconds(machine: Machine, arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of one call of every arm as the host sees it, the device's end awaited; rounds alternate."""
+    """Median seconds of one call of every arm as the host sees it, the device's end awaited; rounds alternate.
+
+    An arm that runs out of memory in any round is left out.
+    """
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
-        for name, run in arms.items():
-            times[name].append(_wall(machine, run))
+        for name in list(times):
+            try:
+                times[name].append(_wall(machine, arms[name]))
+            except torch.cuda.OutOfMemoryError:
+                del times[name]
+                machine.free_memory()
     return {name: statistics.median(values) for name, values in times.items()}
 
 

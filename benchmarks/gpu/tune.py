@@ -12,7 +12,7 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.micro_compute import half
 from benchmarks.gpu.timing import copies, kernel_seconds
 from zipvl_plugins import ops
-from zipvl_plugins.launch import Choose, Stage, Tuning
+from zipvl_plugins.gpu.launch import Choose, Stage, Tuning
 
 SHAPES = {
     "13B 4K": Shape(4096, 1516, 40, 40, 128, hidden=5120),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from zipvl_plugins.launch import Choose, Stage, best, run_stage
+from zipvl_plugins.gpu.launch import Choose, Stage, best, run_stage
 
 if TYPE_CHECKING:
     import onnx

@@ -25,7 +25,11 @@ BACKENDS = {
     ),
     "torch": Backend("zipvl_serving.sessions.torch", "TorchSession", "torch", "pip install torch"),
     "tensorrt": Backend(
-        "zipvl_serving.sessions.tensorrt", "TensorRTSession", "tensorrt", "pip install -e '.[tensorrt]' in the checkout", True
+        "zipvl_serving.sessions.tensorrt",
+        "TensorRTSession",
+        "tensorrt",
+        "pip install -e '.[tensorrt]' in the checkout",
+        True,
     ),
     "tensorrt_rtx": Backend(
         "zipvl_serving.sessions.tensorrt",

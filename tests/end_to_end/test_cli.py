@@ -247,7 +247,11 @@ LOOK = f"inspect {{bundle}} --prompt '{QUESTION}'"
         ("build {tmp}/tau.yaml --out {tmp}/out", 2, "zipvl.tau: 1.5 is out of range"),
         ("build {recipe} --set zipvl.tua=1 --out {tmp}/out", 2, "--set: zipvl.tua: unknown key"),
         ("build {recipe} --set model.source={tmp}/nothing --out {tmp}/out", 2, "checkpoint not found"),
-        ("build {recipe} --set target.backend=tensorrt --out {tmp}/out", 2, "'tensorrt' is not usable here: tensorrt's libraries are missing"),
+        (
+            "build {recipe} --set target.backend=tensorrt --out {tmp}/out",
+            2,
+            "'tensorrt' is not usable here: tensorrt's libraries are missing",
+        ),
         ("build {recipe} --out {tmp}/text.png", 2, "text.png: is a file; --out names a directory"),
         ("build {recipe} --out {tmp}", 2, "is a directory with other content"),
         ("inspect {tmp}/nothing", 2, "nothing: not a bundle: it does not exist"),

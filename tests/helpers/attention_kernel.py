@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from zipvl_plugins import ops
-from zipvl_plugins.launch import operand
+from zipvl_plugins.gpu.launch import operand
 from zipvl_plugins.sparse_attention import kernel
 
 

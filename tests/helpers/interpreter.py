@@ -17,7 +17,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
 
 from zipvl_plugins import ops
-from zipvl_plugins.launch import Stage, Tuning
+from zipvl_plugins.gpu.launch import Stage, Tuning
 
 
 def interpret(op: str, *arguments: Any, tuning: int = 0, **named: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zipvl_plugins import ops
-from zipvl_plugins.ahead_of_time import Compiled, compile_stages
-from zipvl_plugins.launch import Choose, Operand, Stage, best
+from zipvl_plugins.gpu.ahead_of_time import Compiled, compile_stages
+from zipvl_plugins.gpu.launch import Choose, Operand, Stage, best
 
 ALL = (*ops.OPS, "append_rows", "store_rows")
 """Ops of graphs, and what the runtime does with pages."""

@@ -11,7 +11,7 @@ def write_by_every_tuning(
     name: str, key_pages: torch.Tensor, value_pages: torch.Tensor, *rest: Any
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The pools after `name` of zipvl_plugins.pages.kernel, once per tuning, each from the pools as given."""
-    from zipvl_plugins.launch import Stage, Tuning
+    from zipvl_plugins.gpu.launch import Stage, Tuning
     from zipvl_plugins.pages import kernel
 
     results: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -11,7 +11,7 @@ from helpers.faces import relative_error
 from helpers.interpreter import interpret, interpret_every_tuning
 
 from zipvl_plugins import ops
-from zipvl_plugins.launch import Operand, plan
+from zipvl_plugins.gpu.launch import Operand, plan
 from zipvl_plugins.probe_scores.kernel import SPLITS, STAGES
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-3}

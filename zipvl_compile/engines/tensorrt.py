@@ -67,7 +67,7 @@ class TensorRTBuilder(OnnxGraphBuilder):
         from zipvl_compile.engines.tensorrt_profiles import buckets
         from zipvl_compile.engines.timing_cache import TimingCache
         from zipvl_compile.engines.trt_builder import Library, build_engine
-        from zipvl_plugins import tensorrt_plugins
+        from zipvl_plugins.gpu import tensorrt_plugins
 
         sm = self.gpu(self.job.recipe.target)
         assert sm is not None

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from zipvl_plugins.launch import Stage
+from zipvl_plugins.gpu.launch import Stage
+from zipvl_plugins.gpu.tensorrt_plugins import face, plugin_names
 from zipvl_plugins.onnx_text import DOMAIN, PLUGIN_ATTRIBUTES
-from zipvl_plugins.tensorrt_plugins import face, plugin_names
 
 AHEAD_OF_TIME = "aot"
 """Node attribute by which TensorRT's parser asks a plugin for its PTX, and never for Python at run time."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zipvl_plugins.gemm import constants, flat_grid, project, tile_of, tunings_of
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning
+from zipvl_plugins.gpu.gemm import constants, flat_grid, project, tile_of, tunings_of
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning
 
 
 @triton.jit

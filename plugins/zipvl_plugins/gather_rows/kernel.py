@@ -10,7 +10,7 @@ import math
 import triton
 import triton.language as tl
 
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning, cdiv
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
 
 @triton.jit

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from zipvl_plugins.gather_rows.kernel import OUTPUTS, STAGES
-from zipvl_plugins.tensorrt_plugins import Face
+from zipvl_plugins.gpu.tensorrt_plugins import Face
 
 FACE = Face(STAGES, OUTPUTS)

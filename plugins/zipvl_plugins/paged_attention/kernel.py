@@ -23,8 +23,8 @@ import math
 import triton
 import triton.language as tl
 
-from zipvl_plugins.dot import dot
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning, cdiv
+from zipvl_plugins.gpu.dot import dot
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
 SPLIT_ROWS = 512
 """Cached rows that one program reads. No tuning: it orders the sums, and both kernels count splits by it."""

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zipvl_plugins.launch import Choose, Launch, Operand, Stage, Tuning, best, cdiv, run_stage
+from zipvl_plugins.gpu.launch import Choose, Launch, Operand, Stage, Tuning, best, cdiv, run_stage
 from zipvl_plugins.pages import reference
 
 

@@ -19,8 +19,8 @@ import math
 import triton
 import triton.language as tl
 
-from zipvl_plugins.dot import dot
-from zipvl_plugins.launch import Launch, Operand, Size, Stage, Tuning, cdiv
+from zipvl_plugins.gpu.dot import dot
+from zipvl_plugins.gpu.launch import Launch, Operand, Size, Stage, Tuning, cdiv
 
 SPLITS = 16
 """Parts that the columns are cut into. Not tuned: the shape of scratch hangs on it, as on the rows of a block."""
@@ -218,7 +218,8 @@ def tunings_scores(sm: int, q: Operand, k: Operand, *others: Operand) -> tuple[T
         Tuning({"BLOCK_N": 64}, warps=4, stages=2),
         Tuning({"BLOCK_N": 64}, warps=8, stages=2),
     )
-    return tunings[::-1] if sm == 89 else tunings  # its 100 KiB of shared memory hold two blocks of the last
+    by_size = tunings[::-1] if sm == 89 else tunings  # its 100 KiB of shared memory hold two blocks of the last
+    return (*by_size, Tuning({"BLOCK_N": 32}, warps=8, stages=2))
 
 
 def tunings_combine(sm: int, *operands: Operand) -> tuple[Tuning, ...]:

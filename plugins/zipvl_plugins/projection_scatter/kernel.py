@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zipvl_plugins.gemm import constants, flat_grid, project, tile_of, tunings_of
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning
+from zipvl_plugins.gpu.gemm import constants, flat_grid, project, tile_of, tunings_of
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning
 
 BLOCK_TOKENS = 32
 """Tokens that a program looks at together when it writes zeros."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning
 
 _THRESHOLDS = tl.constexpr(16)
 _ROUNDS = tl.constexpr(8)

@@ -23,8 +23,8 @@ import math
 import triton
 import triton.language as tl
 
-from zipvl_plugins.dot import dot
-from zipvl_plugins.launch import Launch, Operand, Stage, Tuning, cdiv
+from zipvl_plugins.gpu.dot import dot
+from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
 SECTION_BYTES = 16 << 20
 """Heads whose K and V fit here run side by side and share them in the L2 cache; an A100 has 20 MiB on each side."""
@@ -163,16 +163,17 @@ def tunings(sm: int, q: Operand, k: Operand, v: Operand, count: Operand) -> tupl
     width = q.shape[2]
     if q.dtype == "float32":
         return (_tuning(32, 32, warps=4, stages=1), _tuning(64, 32, warps=8, stages=1))
+    small = _tuning(64, 32, 4, 2)
     if sm >= 90:
         if width <= 64:
-            return (_tuning(128, 128, 8, 2), _tuning(128, 64, 4, 3), _tuning(128, 64, 8, 3))
+            return (_tuning(128, 128, 8, 2), _tuning(128, 64, 4, 3), _tuning(128, 64, 8, 3), small)
         whole = {"BLOCK_LEFT": 128, "BLOCK_RIGHT": 0} if width == 128 else {}
-        return (_tuning(128, 64, 8, 3, **whole), _tuning(128, 128, 8, 2), _tuning(64, 64, 4, 3))
+        return (_tuning(128, 64, 8, 3, **whole), _tuning(128, 128, 8, 2), _tuning(64, 64, 4, 3), small)
     if width <= 64:
         return (_tuning(128, 64, 4, 3), _tuning(128, 64, 8, 3), _tuning(128, 32, 4, 3))
     if sm == 80:
-        return (_tuning(128, 32, 4, 3), _tuning(128, 64, 8, 3), _tuning(128, 32, 8, 3))
-    return (_tuning(128, 64, 8, 2), _tuning(128, 32, 8, 3), _tuning(64, 32, 4, 2))
+        return (_tuning(128, 32, 4, 3), _tuning(128, 64, 8, 3), _tuning(128, 32, 8, 3), small)
+    return (_tuning(128, 64, 8, 2), _tuning(128, 32, 8, 3), small)
 
 
 def _halves(width: int) -> dict[str, int]:

@@ -16,8 +16,8 @@ from zipvl_serving.page_storage import ROOM, PageStorage
 class DevicePages(PageStorage):
     """Zeroed pages of `shape` [pages, page_size, kv_heads, head_dim]; ZipvlError where there is no memory.
 
-    Keys and values to write are tensors on the same device; page ids and slots come from the host, and nothing waits
-    for the device.
+    Keys and values to write are tensors on the same device; page ids and slots come from the host, and nothing is
+    read back.
     """
 
     keys: torch.Tensor
@@ -41,5 +41,5 @@ class DevicePages(PageStorage):
 
 
 def put(array: Array, device: torch.device) -> torch.Tensor:
-    """The array on a device, without waiting for what the device is at; on a CPU the array itself."""
+    """The array on a device, in order with its work; on a CPU the array itself."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

@@ -13,9 +13,9 @@ from unittest import mock
 import numpy as np
 
 from helpers.tensorrt_stub.fakes import Expression, ExpressionBuilder
-from zipvl_plugins import tensorrt_plugins
-from zipvl_plugins.ahead_of_time import Compiled
-from zipvl_plugins.launch import Operand
+from zipvl_plugins.gpu import tensorrt_plugins
+from zipvl_plugins.gpu.ahead_of_time import Compiled
+from zipvl_plugins.gpu.launch import Operand
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,10 @@ def test_a_checkpoint_that_cannot_be_built(
     [
         ("model.dtype=float16", "model.dtype: 'float16' cannot run on onnxruntime; valid: auto, float32"),
         ("target.backend=tensorrt", "target.backend: 'tensorrt' is not usable here: tensorrt's libraries are missing"),
-        ("target.backend=tensorrt_rtx", "target.gpu: tensorrt_rtx builds for a GPU, and this machine has none; name one, as a100"),
+        (
+            "target.backend=tensorrt_rtx",
+            "target.gpu: tensorrt_rtx builds for a GPU, and this machine has none; name one, as a100",
+        ),
         ("target.gpu=a100", "target.gpu: 'a100' has no use on onnxruntime"),
         ("target.limits.max_input_tokens=4095", "is 4127, the checkpoint has 4096 positions; lower either"),
         ("zipvl.dense_layers=3", "zipvl.dense_layers: 3 is out of range; the checkpoint has 2 layers"),

@@ -25,7 +25,7 @@ from zipvl_compile.models.decoder import Decode, Decoder, Prefill
 from zipvl_compile.models.dtype import in_dtype
 from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
 from zipvl_compile.recipe.schema import Recipe, Target
-from zipvl_plugins import tensorrt_plugins
+from zipvl_plugins.gpu import tensorrt_plugins
 from zipvl_serving.contract import GraphName, ModelShape
 from zipvl_serving.errors import InputError, ZipvlError
 

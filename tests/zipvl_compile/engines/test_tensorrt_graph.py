@@ -22,7 +22,7 @@ from zipvl_compile.graphs.weights import open_weights
 from zipvl_compile.models.decoder import Decode, Decoder, Prefill
 from zipvl_compile.models.spec import DecoderSpec, MethodSpec, Rope
 from zipvl_plugins import ops
-from zipvl_plugins.launch import Stage, run_stage
+from zipvl_plugins.gpu.launch import Stage, run_stage
 from zipvl_plugins.onnx_text import DOMAIN
 from zipvl_serving.contract import GraphName, ModelShape, graph_spec
 

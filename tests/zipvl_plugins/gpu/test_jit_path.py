@@ -16,16 +16,18 @@ from helpers.operands import ALL, Decoder, operands, stages
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from zipvl_plugins import launch as launches
-from zipvl_plugins.ahead_of_time import TRITON_TYPE, strip_scratch
-from zipvl_plugins.launch import Launch, Operand, operand, run_stage
-from zipvl_plugins.occupancy import LIMITS
+from zipvl_plugins.gpu import launch as launches
+from zipvl_plugins.gpu.ahead_of_time import TRITON_TYPE, strip_scratch
+from zipvl_plugins.gpu.launch import Launch, Operand, operand, run_stage
+from zipvl_plugins.gpu.occupancy import LIMITS
 
-SM = 80
 DEVICE = 1000
 """Kernels compiled for it are kept apart from those of real devices."""
 GROUPED = Decoder(heads=8, kv_heads=2, d=64, bias=True)
 SINGLE = Decoder(heads=2, kv_heads=2, d=80)
+RTX_BLACKWELL = 120
+"""Later than Hopper, with an L40S's shared memory."""
+SHARED = {80: LIMITS[80].shared_per_block, RTX_BLACKWELL: LIMITS[89].shared_per_block}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Launched:
 class Recorder:
     """A CUDA driver as Triton sees one, whose launches are written down."""
 
+    sm: int = 80
     launched: list[Launched] = field(default_factory=list)
 
     @property
@@ -55,10 +58,10 @@ class Recorder:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", SM, 32)
+        return GPUTarget("cuda", self.sm, 32)
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": LIMITS[SM].shared_per_block}
+        return {"max_shared_mem": SHARED[self.sm]}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
         assert binary.startswith(b"\x7fELF")
@@ -150,3 +153,13 @@ def test_no_size_compiles_a_kernel_anew(op: str, recorder: Recorder, monkeypatch
         run(op, tensors(op, GROUPED, "float16", others))
     for launched in recorder.launched:
         assert len(launched.source.fn.device_caches[DEVICE][0]) == 1
+
+
+@pytest.mark.parametrize("op", ["gather_projection", "projection_scatter", "sparse_attention"])
+def test_an_rtx_blackwell_takes_no_tiles_of_a_hopper(
+    op: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.sm = RTX_BLACKWELL
+    monkeypatch.setattr(launches, "compute_capability", lambda device: RTX_BLACKWELL)
+    run(op, tensors(op, GROUPED, "float16"))  # Triton raises OutOfResources where a block does not fit
+    assert len(recorder.launched) == 1

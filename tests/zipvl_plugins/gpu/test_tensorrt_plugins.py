@@ -13,10 +13,11 @@ from helpers.operands import Decoder, operands
 from helpers.tensorrt_stub import in_stub
 from helpers.tensorrt_stub.plugins import Answer, ask, registered
 
-from zipvl_plugins import ops, tensorrt_plugins
-from zipvl_plugins.ahead_of_time import Compiled
-from zipvl_plugins.launch import Launch, Operand, plan
-from zipvl_plugins.occupancy import LIMITS
+from zipvl_plugins import ops
+from zipvl_plugins.gpu import tensorrt_plugins
+from zipvl_plugins.gpu.ahead_of_time import Compiled
+from zipvl_plugins.gpu.launch import Launch, Operand, plan
+from zipvl_plugins.gpu.occupancy import LIMITS
 
 SM = 80
 MHA = Decoder(heads=8, kv_heads=8, d=128)

@@ -9,8 +9,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from zipvl_plugins.dot import dot
-from zipvl_plugins.launch import Operand, Size, Tuning, cdiv
+from zipvl_plugins.gpu.dot import dot
+from zipvl_plugins.gpu.launch import Operand, Size, Tuning, cdiv
 
 
 @triton.jit
@@ -68,11 +68,12 @@ def constants(weight: Operand, bias: Operand | None, tuning: Tuning) -> dict[str
 
 
 def tunings_of(sm: int, weight: Operand) -> tuple[Tuning, ...]:
-    """Tiles worth trying, best first; those that pad the fewest columns of this weight come before others."""
+    """Tiles worth trying, best first; those that pad the fewest columns of this weight come before others. One has to
+    get by with 48 KiB of shared memory, which every launcher gives."""
     if weight.dtype == "float32":
         tiles: tuple[Tuning, ...] = (_tuning(64, 64, 32, 4, 2), _tuning(32, 64, 32, 4, 2))
-    elif sm >= 90:
-        tiles = (_tuning(128, 256, 64, 8, 4), _tuning(128, 256, 64, 8, 3), _tuning(128, 128, 64, 8, 4))
+    elif 90 <= sm < 120:  # 227 KiB of shared memory a block; RTX Blackwell has 99
+        tiles = (_tuning(128, 256, 64, 8, 4), _tuning(128, 256, 64, 8, 3), _tuning(128, 128, 32, 4, 3))
     elif sm == 80:
         tiles = (_tuning(128, 256, 64, 8, 3), _tuning(128, 128, 32, 4, 4), _tuning(128, 128, 64, 4, 3))
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipvl_plugins.launch import Choose, Launch, Operand, Stage, best, plan
+from zipvl_plugins.gpu.launch import Choose, Launch, Operand, Stage, best, plan
 
 TRITON_TYPE = {
     "bool": "u1",

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from types import GenericAlias
 from typing import Any
 
-from zipvl_plugins.ahead_of_time import Compiled, compile_launch
-from zipvl_plugins.launch import Choose, Launch, Operand, Size, Stage, Tuning, best, plan
+from zipvl_plugins.gpu.ahead_of_time import Compiled, compile_launch
+from zipvl_plugins.gpu.launch import Choose, Launch, Operand, Size, Stage, Tuning, best, plan
 from zipvl_plugins.ops import OPS
 
 NAMESPACE = "zipvl"

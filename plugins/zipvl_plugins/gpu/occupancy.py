@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipvl_plugins.ahead_of_time import Compiled
+from zipvl_plugins.gpu.ahead_of_time import Compiled
 
 KIB = 1024
 WARP = 32
