@@ -72,7 +72,8 @@ def _ceilings(machine: Machine) -> dict[str, Any]:
 
 
 def _compile(machine: Machine) -> dict[str, Any]:
-    """Compile the kernels of the correctness stage in as many processes as there are cores, into Triton's cache."""
+    """Compile the kernels of the correctness stage in as many processes as there are cores, into Triton's cache. They
+    belong to the worker's process group, with which the suite ends them."""
     begun = time.perf_counter()
     if machine.rehearsal:
         from benchmarks.gpu.correctness import warm

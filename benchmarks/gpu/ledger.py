@@ -1,17 +1,25 @@
-"""Figures as data, one JSON file per stage, written after every entry: a call goes on where the last one ended."""
+"""Figures as data, one JSON file per stage, written after every entry: a call goes on where the last one ended.
+
+Beside them is what the suite and its worker tell each other."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 RUNNING = "running.json"
 """Names the entry that is being measured; its reader knows what a process was doing when it died."""
+PREVIOUS = ".previous.json"
+"""Ends the name of a stage's figures that were set aside."""
 LEFT = "left.json"
 """Entries that did not fit into the last call."""
+DEVICE_LOST = 70
+"""A worker's exit code where the device answers no more: an illegal access ends every kernel of its process."""
 
 
 @dataclass
@@ -30,9 +38,9 @@ class Ledger:
         <stage>.previous.json."""
         path = folder / f"{stage}.json"
         empty: dict[str, Any] = {"fingerprint": fingerprint, "entries": {}}
-        stored = json.loads(path.read_text()) if path.exists() else empty
+        stored = read_stage(folder, stage) or empty
         if fingerprint is not None and stored["fingerprint"] != fingerprint:
-            path.replace(path.with_suffix(".previous.json"))
+            path.replace(path.with_suffix(PREVIOUS))
             stored = empty
         return cls(path, call, stored["fingerprint"], stored["entries"])
 
@@ -58,13 +66,48 @@ class Ledger:
 
     def begin(self, key: str, expected_s: float) -> None:
         running = {"stage": self.stage, "key": key, "expected_s": expected_s, "began": time.time()}
+        running |= {"call": self.call, "fingerprint": self.fingerprint}
         (self.path.parent / RUNNING).write_text(json.dumps(running))
 
 
-def running(folder: Path) -> dict[str, Any] | None:
-    """The entry that is being measured, or was when its process died."""
-    try:
-        found: dict[str, Any] = json.loads((folder / RUNNING).read_text())
-    except (OSError, json.JSONDecodeError):
+def prepare(folder: Path, fresh: Sequence[str]) -> None:
+    """Make the folder of the figures and set aside those of the stages `fresh`; OSError where it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LEFT).write_text("[]\n")
+    for stage in fresh:
+        if (path := folder / f"{stage}.json").exists():
+            path.replace(path.with_suffix(PREVIOUS))
+
+
+def read_stage(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The fingerprint and the entries of a stage; None where there are none. A file that is not whole is set aside as
+    <stage>.unreadable.json."""
+    path = folder / f"{stage}.json"
+    if not path.exists():
         return None
-    return found
+    stored = _parsed(path)
+    if isinstance(stored, dict) and all(isinstance(stored.get(part), dict) for part in ("fingerprint", "entries")):
+        return stored
+    aside = path.replace(path.with_suffix(".unreadable.json"))
+    print(f"gpu_suite: {path} is not whole; set aside as {aside.name}", file=sys.stderr)
+    return None
+
+
+def read_left(folder: Path) -> list[str]:
+    """Entries that did not fit into the last call."""
+    left = _parsed(folder / LEFT)
+    return left if isinstance(left, list) else []
+
+
+def running(folder: Path, call: str) -> dict[str, Any] | None:
+    """The entry that this call of the suite is measuring, or was when its process died."""
+    found = _parsed(folder / RUNNING)
+    return found if isinstance(found, dict) and found.get("call") == call else None
+
+
+def _parsed(path: Path) -> Any:
+    """None where the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

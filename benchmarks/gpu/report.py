@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.goals import rows as goal_rows
-from benchmarks.gpu.ledger import LEFT
+from benchmarks.gpu.ledger import read_left, read_stage
 
 Entries = dict[str, dict[str, Any]]
 NOTES = ("took_s", "seed")
 """What the worker adds to every entry."""
 
 
-def write_report(folder: Path, stages: Sequence[str]) -> bool:
-    """Write report.md from what the stages stored; whether every check passed and every entry was measured."""
-    stored = {stage: json.loads(path.read_text()) for stage in stages if (path := folder / f"{stage}.json").exists()}
-    left_file = folder / LEFT
-    left = json.loads(left_file.read_text()) if left_file.exists() else []
+class Tally(NamedTuple):
+    """Numbers of entries."""
+
+    stored: int
+    failed: int
+    """A check of theirs failed, or they could not be measured."""
+    left: int
+    """Did not fit into the call."""
+
+
+def write_report(folder: Path, stages: Sequence[str]) -> Tally:
+    """Write report.md from what the stages stored."""
+    stored = {stage: data for stage in stages if (data := read_stage(folder, stage)) is not None}
+    left = read_left(folder)
     bad = [
         f"{stage}: {key}: {entry.get('error', 'failed')}"
         for stage, data in stored.items()
@@ -40,7 +48,7 @@ def write_report(folder: Path, stages: Sequence[str]) -> bool:
         measured = {key: entry for key, entry in data["entries"].items() if "error" not in entry}
         lines += ["", f"## {stage.capitalize()}", "", *_SECTIONS[stage](measured)]
     (folder / "report.md").write_text("\n".join(lines) + "\n")
-    return not bad
+    return Tally(sum(len(data["entries"]) for data in stored.values()), len(bad), len(left))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

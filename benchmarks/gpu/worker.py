@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import secrets
 import time
 import traceback
@@ -13,15 +14,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.entry import Entry
-from benchmarks.gpu.ledger import LEFT, Ledger
+from benchmarks.gpu.ledger import DEVICE_LOST, LEFT, Ledger
 from benchmarks.gpu.machine import Machine, this_machine
 from benchmarks.gpu.prefill import release
-from benchmarks.gpu.suite import DEVICE_LOST
 
 
 def work(stages: Sequence[str], out: Path, call: str, limit_s: float, seed: int | None, *, rehearsal: bool) -> int:
-    """Exit code: 0, or DEVICE_LOST with the entry's error recorded. Every entry draws a seed of its own, or takes
-    `seed`."""
+    """Exit code: 0; DEVICE_LOST with the entry's error recorded; 1 where nobody watches any more. Every entry draws a
+    seed of its own, or takes `seed`."""
+    parent = os.getppid()
     machine = this_machine(rehearsal=rehearsal)
     deadline = time.monotonic() + limit_s
     left: list[str] = []
@@ -31,6 +32,8 @@ def work(stages: Sequence[str], out: Path, call: str, limit_s: float, seed: int 
         for entry in importlib.import_module(f"benchmarks.gpu.{stage}").entries(machine):
             if ledger.settled(entry.key):
                 continue
+            if os.getppid() != parent:
+                return 1
             if time.monotonic() + entry.expected_s > deadline:
                 left.append(f"{stage}: {entry.key} ({entry.expected_s:.0f} s)")
             elif not _take(machine, ledger, entry, seed):

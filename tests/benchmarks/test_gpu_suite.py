@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +21,7 @@ import torch
 
 from benchmarks.gpu import correctness, goals, micro, model, suite
 from benchmarks.gpu.cases import Maker, Shape, arguments, awkward_shapes
-from benchmarks.gpu.ledger import RUNNING, Ledger
+from benchmarks.gpu.ledger import LEFT, RUNNING, Ledger, read_left
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.oracle import TOLERANCE, defined, deviation
 from zipvl_plugins import ops
@@ -91,14 +94,53 @@ def test_a_second_call_measures_only_what_is_missing(rehearsed: Path) -> None:
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
-    done = _run("--out", str(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", suite.NO_GPU)
+    measured = {f"{stage}.json": f"figures of {stage}" for stage in suite.STAGES} | {LEFT: "what is left"}
+    for name, text in measured.items():
+        (tmp_path / name).write_text(text)
+    for out, options in ((tmp_path, ["--fresh"]), (tmp_path / "new", [])):
+        done = _run("--out", str(out), *options)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{suite.NO_GPU}\n")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == measured
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_written_is_named(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = _run("--rehearse", "--out", str(tmp_path / out))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert f"{out} is no folder that can be written" in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "-2e-05", "nan", "inf", "soon"])
+def test_the_limit_must_be_above_zero(limit: str, tmp_path: Path) -> None:
+    done = _run("--rehearse", "--out", str(tmp_path / "out"), "--limit", limit)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "--limit" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_worker_without_time_left_takes_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["suite", "--out", str(tmp_path)])
+    for late in (0.00002, 9.0):
+        command = suite._worker_command(suite._options(), "call", time.monotonic() - late)
+        monkeypatch.setattr(sys, "argv", command[2:])
+        assert (suite._options().worker, suite._options().limit) == ("call", 0.0)
+
+
+def test_what_did_not_fit_is_not_called_passed(tmp_path: Path) -> None:
+    stored = json.dumps({"fingerprint": {}, "entries": {"machine": {}}})
+    (tmp_path / "environment.json").write_text(stored)
+    done = _run("--rehearse", "--fresh", "--out", str(tmp_path), "--limit", "9", "environment")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was measured yet; left for the next call: 3" in done.stdout and "passed" not in done.stdout
+    assert (tmp_path / "environment.previous.json").read_text() == stored
+    assert not (tmp_path / "environment.json").exists()
 
 
 def test_unknown_stages_are_named(tmp_path: Path) -> None:
     done = _run("--out", str(tmp_path), "microbench")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(f"'microbench'; valid: {', '.join(suite.STAGES)}")
+    assert done.stderr == f"gpu_suite: unknown stage 'microbench'; valid: {', '.join(suite.STAGES)}\n"
 
 
 @pytest.mark.parametrize("op", ops.OPS)
@@ -168,31 +210,97 @@ def test_unsteady_bits_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WORKER = """
-import json, os, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 from benchmarks.gpu.ledger import Ledger
-out, how = Path(sys.argv[1]), sys.argv[2]
-ledger = Ledger.open(out, "micro", "this call", {"machine": "fake", "torch": "-", "sources": "-", "rehearsal": False})
-for key in ("good", "bad", "next"):
+out, call, how, *keys = sys.argv[1:]
+fingerprint = {"machine": "fake", "torch": "-", "sources": "-", "rehearsal": False}
+ledger = Ledger.open(Path(out), "micro", call, fingerprint)
+for key in keys:
     if not ledger.settled(key):
         ledger.begin(key, 0.1)
         if key == "bad":
-            time.sleep(60) if how == "hang" else os.abort()
+            child = subprocess.Popen(["sleep", "300"])
+            (Path(out) / "begun").touch()
+            child.wait() if how == "hang" else os.abort()
         ledger.record(key, {"8": {"us": {"ours": 1.0}}})
+"""
+SUITE = f"""
+import signal, sys
+from benchmarks.gpu import suite
+signal.signal(signal.SIGINT, signal.default_int_handler)
+suite.SLOW_S = float(sys.argv.pop())
+suite._worker_command = lambda options, call, _: [
+    sys.executable, "-c", {WORKER!r}, str(options.out), call, "hang", "good", "bad", "next"
+]
+sys.exit(suite.main())
 """
 
 
+@pytest.mark.parametrize("keys", [("good", "bad", "next"), ("bad", "next")])
 @pytest.mark.parametrize(("how", "told"), [("hang", "hangs"), ("die", "ended with -6")])
-def test_one_bad_entry_costs_itself(how: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_entry_costs_itself(
+    how: str, told: str, keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(suite, "SLOW_S", 1.0)
     monkeypatch.setenv("PYTHONPATH", str(suite.ROOT))
-    command, deadline = [sys.executable, "-c", WORKER, str(tmp_path), how], time.monotonic() + 60
+    command, deadline = [sys.executable, "-c", WORKER, str(tmp_path), "this call", how, *keys], time.monotonic() + 60
     assert suite.watch(command, tmp_path, "this call", deadline) is None
     assert suite.watch(command, tmp_path, "this call", deadline) == 0
     entries = _stored(tmp_path, "micro")["entries"]
-    assert told in entries["bad"]["error"] and "error" not in entries["good"] and "error" not in entries["next"]
-    assert suite.write_report(tmp_path, suite.STAGES) is False
+    assert {key: "error" in entry for key, entry in entries.items()} == {key: key == "bad" for key in keys}
+    assert told in entries["bad"]["error"]
+    assert suite.write_report(tmp_path, suite.STAGES) == (len(keys), 1, 0)
     assert "FAILED micro: bad" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "slow_s", "measured"),
+    [
+        (signal.SIGINT, 130, 300, ["good"]),
+        (signal.SIGTERM, 143, 300, ["good"]),
+        (None, 1, 1, ["good", "bad", "next"]),
+    ],
+)
+def test_nothing_outlives_its_worker(
+    end: signal.Signals | None, code: int, slow_s: int, measured: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SUITE, "--rehearse", "--out", str(tmp_path), str(slow_s)]
+    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(suite.ROOT)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if end:
+            process.send_signal(end)
+        _, told = process.communicate(timeout=60)  # as long as anything started lives, it holds these pipes
+    assert process.returncode == code, told
+    assert told == (f"gpu_suite: ended by {end.name}; the next call goes on\n" if end else "")
+    assert list(_stored(tmp_path, "micro")["entries"]) == measured
+
+
+@pytest.mark.parametrize("text", ['{"stage": "micro", "fing', "[]", '{"entries": {}}', "\x00"])
+def test_a_file_that_is_not_whole_is_set_aside(text: str, tmp_path: Path) -> None:
+    for name in ("micro.json", "tune.json", LEFT):
+        (tmp_path / name).write_text(text)
+    ledger = Ledger.open(tmp_path, "micro", "call", {"sources": "new"})
+    assert not ledger.settled("key")
+    assert suite.write_report(tmp_path, suite.STAGES).stored == 0
+    assert read_left(tmp_path) == []
+    for stage in ("micro", "tune"):
+        assert not (tmp_path / f"{stage}.json").exists()
+        assert (tmp_path / f"{stage}.unreadable.json").read_text() == text
+
+
+def test_no_module_of_the_suite_is_imported_by_what_it_imports() -> None:
+    folder = suite.ROOT / "benchmarks" / "gpu"
+    imports = {
+        f"benchmarks.gpu.{path.stem}": {
+            node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        }
+        for path in folder.glob("*.py")
+    }
+    graphlib.TopologicalSorter(imports).prepare()
 
 
 def test_a_broken_suite_ends(tmp_path: Path) -> None:

@@ -241,6 +241,16 @@ LOOK = f"inspect {{bundle}} --prompt '{QUESTION}'"
     ("command", "code", "message"),
     [
         ("recipe validate {tmp}/unknown.yaml", 2, "unknown.yaml:5: zipvl.tua: unknown key; did you mean 'tau'?"),
+        (
+            "recipe validate {recipe} --set target.backend=tensorrt_rtx --set target.gpu=a1000",
+            2,
+            "target.gpu: unknown GPU 'a1000'; did you mean 'a100'?",
+        ),
+        (
+            "recipe validate {recipe} --set target.backend=torch --set target.gpu=a100",
+            2,
+            "target.gpu: 'a100' cannot be",
+        ),
         ("recipe validate {tmp}/tau.yaml", 2, "tau.yaml:5: zipvl.tau: 1.5 is out of range; must be > 0 and <= 1"),
         ("recipe show {recipe} --set zipvl.tau=1.5", 2, "--set: zipvl.tau: 1.5 is out of range"),
         ("recipe show {tmp}/nothing.yaml", 2, "nothing.yaml: no such recipe file; valid: "),

@@ -70,7 +70,6 @@ class FakeTrt:
     ILogger, IOutputAllocator = _Logger, _OutputAllocator
     TensorLocation = SimpleNamespace(HOST="host", DEVICE="device")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
-    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
         return SimpleNamespace(deserialize_cuda_engine=lambda serialised: self._load(bytes(serialised), logger))
@@ -128,25 +127,18 @@ class Engine:
         least, most = self.profiles[profile][name]
         return [least, most, most]
 
-    def create_runtime_config(self) -> Any:
-        assert self.trt.rows_of_t, "TensorRT has no such thing"
-        config = SimpleNamespace(cuda_graph_strategy=None)
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
-        return config
-
-    def create_execution_context(self, how: Any) -> Context | None:
+    def create_execution_context(self, strategy: Any) -> Context | None:
         if self.trt.full:
             self.logger.log(_Logger.ERROR, "out of memory")
             return None
-        strategy = how.strategy if self.trt.rows_of_t else how
         assert strategy == "mine"
-        self.trt.contexts.append(Context(self, len(self.trt.contexts), getattr(how, "cuda_graph_strategy", None)))
+        self.trt.contexts.append(Context(self, len(self.trt.contexts)))
         return self.trt.contexts[-1]
 
 
 class Context:
-    def __init__(self, engine: Engine, number: int, graph_strategy: str | None) -> None:
-        self.engine, self.number, self.graph_strategy = engine, number, graph_strategy
+    def __init__(self, engine: Engine, number: int) -> None:
+        self.engine, self.number = engine, number
         self.profile = -1
         self.scratch = (0, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}

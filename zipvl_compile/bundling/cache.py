@@ -51,9 +51,15 @@ def cache_key(
     recipe: dict[str, Any], checkpoint_files: dict[str, str], tools: dict[str, str], gpu: str | None = None
 ) -> str:
     """One name for one result; `machine` is in it because the break-even length is measured on it."""
+    target = recipe["target"]
     parts = {
-        # Where the checkpoint was read from does not matter; what was in it does.
-        "recipe": {**recipe, "model": {k: v for k, v in recipe["model"].items() if k not in ("source", "revision")}},
+        "recipe": {
+            **recipe,
+            # Where the checkpoint was read from does not matter; what was in it does.
+            "model": {k: v for k, v in recipe["model"].items() if k not in ("source", "revision")},
+            # Nor does how a GPU is called.
+            "target": {**target, "gpu": gpu or target["gpu"]},
+        },
         "checkpoint": checkpoint_files,
         "tools": tools,
         "machine": f"{platform.machine()} {processor_name()}",

@@ -16,7 +16,7 @@ from zipvl_compile.bundling import cache as build_cache
 from zipvl_compile.bundling.proof import check_processor, prove
 from zipvl_compile.bundling.writer import check_replaceable, staged_directory
 from zipvl_compile.checkpoint.reader import Checkpoint
-from zipvl_compile.engines.base import EngineBuilder, EngineFile, Job, builder
+from zipvl_compile.engines.base import EngineBuilder, EngineFile, Job, builder, with_dtype
 from zipvl_compile.recipe.load import LoadedRecipe
 from zipvl_compile.recipe.schema import Recipe, dump_yaml
 from zipvl_compile.weights_file import WEIGHTS_FILE
@@ -87,7 +87,8 @@ def build(
     started = time.perf_counter()
     recipe = loaded.recipe
     backend = builder(recipe.target.backend)
-    recipe = _with_dtype(recipe, backend)
+    recipe = with_dtype(recipe, backend)
+    backend.check_gpu(recipe.target.gpu)
     gpu = backend.gpu(recipe.target)
     check_replaceable(out)
     timer = _Timer(on_step)
@@ -176,16 +177,6 @@ def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
             f"zipvl.dense_layers: {recipe.zipvl.dense_layers} is out of range; the checkpoint has {decoder.layers} "
             "layers"
         )
-
-
-def _with_dtype(recipe: Recipe, backend: type[EngineBuilder]) -> Recipe:
-    """The recipe with `model.dtype: auto` resolved; InputError for one that the backend cannot build."""
-    dtype = backend.dtypes[0] if recipe.model.dtype == "auto" else recipe.model.dtype
-    if dtype not in backend.dtypes:
-        raise InputError(
-            f"model.dtype: {dtype!r} cannot run on {backend.name}; valid: {', '.join(('auto', *backend.dtypes))}"
-        )
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
 
 
 def _export(recipe: Recipe, model: LlavaFamily, engines: EngineBuilder, timer: _Timer) -> dict[GraphName, Any]:

@@ -28,7 +28,7 @@ def doctor(as_json: options.Json = False) -> None:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     machine = report["machine"]
@@ -38,7 +38,7 @@ def doctor(as_json: options.Json = False) -> None:
         highlight=False,
     )
     for title, rows in (("backend", report["backends"]), ("extra", report["extras"])):
-        table = Table(title, "usable", "detail")
+        table = Table(Column(title, no_wrap=True), Column("usable", no_wrap=True), Column("detail", overflow="fold"))
         for name, state in rows.items():
             table.add_row(name, "yes" if state["usable"] else "no", escape(state["detail"]))
         console.print(table)

@@ -66,6 +66,16 @@ def inspect(
         typer.echo(f"picture: {plot}")
 
 
+def _reports(reports: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """A line of what the backend said of each engine it compiled."""
+    parts = []
+    for graph, report in reports.items():
+        if "bytes" in report:
+            fused = f", {report['fused_attention']} fused attentions" if "fused_attention" in report else ""
+            parts.append(f"{graph} {report['bytes'] / 2**20:.1f} MiB in {report['seconds']:.1f} s{fused}")
+    return {"engines": "; ".join(parts)} if parts else {}
+
+
 def _show(manifest: dict[str, Any], as_json: bool) -> None:
     if as_json:
         options.print_json(manifest)
@@ -84,6 +94,7 @@ def _show(manifest: dict[str, Any], as_json: bool) -> None:
         "engine": f"{engine['backend']} {engine['backend_version']}; {', '.join(engine['graphs'].values())}; "
         + (f"for {engine['gpu']}; " if engine["gpu"] else "")
         + (f"weights once in {engine['weights']}" if engine["weights"] else "weights inside"),
+        **_reports(engine["reports"]),
         "method": f"tau {method['tau']}, ratio {method['ratio_min']} to {method['ratio_max']}, probes "
         f"{method['probe_recent']} recent + {method['probe_random']} random, cache {method['cache']}, "
         f"{method['dense_layers']} dense layers, forced: last {method['force_last']}"

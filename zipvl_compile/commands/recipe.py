@@ -12,9 +12,11 @@ app = typer.Typer(help="Check and show recipes.", no_args_is_help=True)
 @app.command()
 def validate(recipe: options.Recipe, overrides: options.Set = None) -> None:
     """Check a recipe; an error names file, line and key."""
+    from zipvl_compile.engines.base import check_target
     from zipvl_compile.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    check_target(loaded.recipe)
     typer.echo(f"valid: {loaded.path} (model: {loaded.model_source})")
 
 

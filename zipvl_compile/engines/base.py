@@ -80,8 +80,13 @@ class EngineBuilder(ABC):
 
     @staticmethod
     @abstractmethod
-    def gpu(target: Target) -> str | None:
-        """What target.gpu means, such as SM80; InputError where this backend cannot build for it."""
+    def check_gpu(name: str | None) -> None:
+        """InputError for a target.gpu that no machine could build for."""
+
+    @classmethod
+    @abstractmethod
+    def gpu(cls, target: Target) -> str | None:
+        """What target.gpu means, such as SM80; InputError where this machine cannot build for it."""
 
     @abstractmethod
     def export(self, graph: GraphName, build: Callable[[], torch.nn.Module]) -> Any:
@@ -130,6 +135,23 @@ def builder(backend: str) -> type[EngineBuilder]:
     if not state.usable:
         raise InputError(f"target.backend: {backend!r} is not usable here: {state.detail}")
     return found
+
+
+def with_dtype(recipe: Recipe, backend: type[EngineBuilder]) -> Recipe:
+    """The recipe with `model.dtype: auto` resolved; InputError for one that the backend cannot build."""
+    dtype = backend.dtypes[0] if recipe.model.dtype == "auto" else recipe.model.dtype
+    if dtype not in backend.dtypes:
+        raise InputError(
+            f"model.dtype: {dtype!r} cannot run on {backend.name}; valid: {', '.join(('auto', *backend.dtypes))}"
+        )
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+
+
+def check_target(recipe: Recipe) -> None:
+    """InputError for a recipe that its backend builds on no machine."""
+    backend = _load(recipe.target.backend)
+    with_dtype(recipe, backend)
+    backend.check_gpu(recipe.target.gpu)
 
 
 def availabilities() -> dict[str, Availability]:

@@ -33,10 +33,10 @@ GPUS = {
 
 
 def compute_capability(name: str) -> str:
-    """SM80 for `a100`, `A100` or `sm80`; InputError for a GPU that is not in the table."""
-    spoken = name.strip().lower().replace(" ", "-").replace("_", "-")
-    if re.fullmatch(r"sm[0-9]{2,3}", spoken):
-        return spoken.upper()
+    """SM80 for `a100`, `NVIDIA A100`, `sm80` or `sm_80`; InputError for a GPU that is not in the table."""
+    spoken = re.sub(r"[ _-]+", "-", name.strip().lower()).removeprefix("nvidia-")
+    if capability := re.fullmatch(r"sm-?([1-9][0-9]{1,2})", spoken):
+        return f"SM{capability[1]}"
     if spoken not in GPUS:
         raise InputError(f"target.gpu: unknown GPU {name!r}; {nearest(spoken, GPUS)}, or a compute capability as sm80")
     return GPUS[spoken]

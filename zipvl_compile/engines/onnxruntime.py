@@ -26,9 +26,12 @@ class OnnxRuntimeBuilder(OnnxGraphBuilder):
         return installed("onnxruntime")
 
     @staticmethod
-    def gpu(target: Target) -> str | None:
-        if target.gpu is not None:
-            raise InputError(f"target.gpu: {target.gpu!r} has no use on onnxruntime; leave it null")
+    def check_gpu(name: str | None) -> None:
+        if name is not None:
+            raise InputError(f"target.gpu: {name!r} has no use on onnxruntime; leave it null")
+
+    @classmethod
+    def gpu(cls, target: Target) -> str | None:
         return None
 
     def build_graph(

@@ -45,7 +45,12 @@ class TensorRTBuilder(OnnxGraphBuilder):
         return Availability(False, "; ".join(missing)) if missing else state
 
     @staticmethod
-    def gpu(target: Target) -> str | None:
+    def check_gpu(name: str | None) -> None:
+        if name is not None:
+            compute_capability(name)
+
+    @classmethod
+    def gpu(cls, target: Target) -> str | None:
         here = gpu_here()
         if here is None:
             raise InputError(f"target.gpu: tensorrt builds on the GPU at hand, and torch finds none here; {ELSEWHERE}")

@@ -32,6 +32,8 @@ class TensorRTRTXBuilder(OnnxGraphBuilder):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         width, sm = job.shape.head_dim, self.gpu(job.recipe.target)
+        if job.recipe.target.limits.max_input_tokens < 2:
+            raise InputError("target.limits.max_input_tokens: 1 is too short for tensorrt_rtx; must be >= 2")
         if width % 8 or not 16 <= width <= 256:
             raise InputError(
                 f"head_dim is {width}, for which TensorRT-RTX has no attention kernel; must be a multiple of 8 from 16 "
@@ -45,7 +47,12 @@ class TensorRTRTXBuilder(OnnxGraphBuilder):
         return installed("tensorrt_rtx")
 
     @staticmethod
-    def gpu(target: Target) -> str | None:
+    def check_gpu(name: str | None) -> None:
+        if name is not None:
+            require_supported(name, SUPPORTED, "tensorrt_rtx")
+
+    @classmethod
+    def gpu(cls, target: Target) -> str | None:
         named = target.gpu or gpu_here()
         if named is None:
             raise InputError("target.gpu: tensorrt_rtx builds for a GPU, and this machine has none; name one, as a100")

@@ -35,12 +35,15 @@ class TorchBuilder(EngineBuilder):
         return installed("torch")
 
     @staticmethod
-    def gpu(target: Target) -> str | None:
-        if target.gpu not in (None, "cuda"):
+    def check_gpu(name: str | None) -> None:
+        if name not in (None, "cuda"):
             raise InputError(
-                f"target.gpu: {target.gpu!r} cannot be chosen on torch, whose bundles run on any GPU; valid: null "
+                f"target.gpu: {name!r} cannot be chosen on torch, whose bundles run on any GPU; valid: null "
                 "(CUDA where there is one, else the CPU), cuda (CUDA or nothing)"
             )
+
+    @classmethod
+    def gpu(cls, target: Target) -> str | None:
         if target.gpu == "cuda" and not _cuda_is_here():
             raise InputError("target.gpu: torch finds no CUDA device here; null takes the CPU where there is none")
         return None

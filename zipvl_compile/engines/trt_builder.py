@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zipvl_compile.engines.held_signals import held_signals
 from zipvl_compile.engines.profiles import Ranges, sizes
 from zipvl_serving.contract import GraphSpec
 from zipvl_serving.errors import ZipvlError, one_line
@@ -65,19 +66,20 @@ def build_engine(
     builder = trt.Builder(log)
     flags = (getattr(trt.NetworkDefinitionCreationFlag, flag) for flag in library.flags)
     network = builder.create_network(sum(1 << int(flag) for flag in flags))
-    parser = _parse(library, network, file, log)
-    check(network)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.progress_monitor = monitor = _progress(trt, on_progress)
-    for ranges in profiles:
-        profile = builder.create_optimization_profile()
-        for tensor in spec.inputs:
-            profile.set_shape(tensor.name, *sizes(tensor.shape, ranges))
-        config.add_optimization_profile(profile)
-    configure(config)
-    serialised = builder.build_serialized_network(network, config)
-    del monitor, parser  # which own what the build reads
+    with held_signals() as interrupted:
+        parser = _parse(library, network, file, log)
+        check(network)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.progress_monitor = monitor = _progress(trt, on_progress, interrupted)
+        for ranges in profiles:
+            profile = builder.create_optimization_profile()
+            for tensor in spec.inputs:
+                profile.set_shape(tensor.name, *sizes(tensor.shape, ranges))
+            config.add_optimization_profile(profile)
+        configure(config)
+        serialised = builder.build_serialized_network(network, config)
+        del monitor, parser  # which own what the build reads
     if serialised is None:
         raise ZipvlError(f"{library.name} cannot build {file.stem}: {log.first_error}")
     engine.write_bytes(memoryview(serialised))
@@ -115,7 +117,7 @@ def _log(trt: Any) -> Any:
     return Log()
 
 
-def _progress(trt: Any, on_progress: OnProgress) -> Any:
+def _progress(trt: Any, on_progress: OnProgress, interrupted: Callable[[], bool]) -> Any:
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells of the build's own phases; what happens inside them is too quick to be read."""
 
@@ -132,7 +134,7 @@ def _progress(trt: Any, on_progress: OnProgress) -> Any:
         def step_complete(self, phase: str, step: int) -> bool:
             if phase in self._steps:
                 on_progress(f"{phase}, {step + 1} of {self._steps[phase]}")
-            return True
+            return not interrupted()
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool =
     threads bounds its intra-op threads (None: all cores); spinning lets them wait for work without giving up the core.
     """
     backend = BACKENDS[bundle.manifest.engine.backend]
+    if not spinning:
+        # Of torch's OpenMP library, read when it is loaded. Between no spinning and all of it lies the worst.
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
     opener = getattr(importlib.import_module(backend.module), backend.session)
     session: Session = opener(bundle, threads=threads, spinning=spinning)
     return session

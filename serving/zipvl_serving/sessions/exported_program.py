@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def load_program(file: Path, spec: GraphSpec, weights: Mapping[str, torch.Tensor
     for op in ops.OPS:
         ops.reference(op)  # what the file calls must be registered
     extra = {NAMES_FILE: ""}
+    log = logging.getLogger("torch.export")  # of a damaged file it prints a traceback beside the error
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         program = torch.export.load(file, extra_files=extra)
         names: dict[str, str] = json.loads(extra[NAMES_FILE])
@@ -91,6 +95,8 @@ def load_program(file: Path, spec: GraphSpec, weights: Mapping[str, torch.Tensor
     except Exception as error:  # torch raises whatever it met
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ZipvlError(f"{file}: torch cannot load it: {line}; rebuild the bundle") from None
+    finally:
+        log.setLevel(level)
     _check(file, program, spec)
     for node in program.graph.nodes:
         node.meta.clear()  # what tracing knew of shapes

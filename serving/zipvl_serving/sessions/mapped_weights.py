@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from zipvl_serving.errors import ZipvlError
+from zipvl_serving.errors import ZipvlError, one_line
 
 _LENGTH_BYTES = 8
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,5 +33,7 @@ def load_weights(file: Path, device: torch.device) -> dict[str, torch.Tensor]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ZipvlError(f"{file}: not readable as safetensors: {str(error).splitlines()[0]}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ZipvlError(f"{file}: not readable as safetensors: {one_line(error)}") from None

@@ -53,7 +53,7 @@ class _EngineSession(DeviceSession):
     def capture(self) -> Capture:
         """How decode steps are repeated."""
 
-    def new_context(self, engine: Any, graph: GraphName) -> Any:
+    def _new_context(self, engine: Any) -> Any:
         """An execution context without memory of its own."""
         return engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
@@ -78,7 +78,7 @@ class _EngineSession(DeviceSession):
             self.bundle.graph_path(graph),
             spec,
             self.device,
-            lambda engine: self.new_context(engine, graph),
+            self._new_context,
             per_shape=graph == "decode",
         )
 
@@ -122,15 +122,8 @@ class TensorRTRTXSession(_EngineSession):
     library = "TensorRT-RTX"
 
     def capture(self) -> Capture:
+        """Not at all: attention asks the host, in every layer, how many rows the longest sequence has there."""
         return _as_it_is
-
-    def new_context(self, engine: Any, graph: GraphName) -> Any:
-        """TensorRT-RTX captures decode by itself: it exchanges kernels while it runs, when better ones are compiled."""
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if graph == "decode":
-            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return engine.create_execution_context(config)
 
 
 def _as_it_is(run: Callable[[], Outputs]) -> Callable[[], Outputs]:

@@ -84,7 +84,7 @@ def _find_device(bundle: Bundle) -> torch.device:
     """CUDA where there is one; ZipvlError where the recipe insists on it and there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)  # which that is, CUDA_VISIBLE_DEVICES says
-    if bundle.manifest.recipe["target"]["gpu"] == "cuda":
+    if bundle.manifest.recipe.get("target", {}).get("gpu") == "cuda":
         raise ZipvlError(
             f"{bundle.path}: was built with target.gpu cuda, and torch finds no CUDA device here; a bundle built with "
             "target.gpu null runs on a CPU too"

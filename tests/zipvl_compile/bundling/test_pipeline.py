@@ -115,6 +115,13 @@ def test_a_value_is_in_the_key_and_neither_its_spelling_nor_the_source_is(
     assert not build_recipe(recipe, work / "other", "zipvl.tau=0.81").cache_hit
 
 
+def test_a_gpu_is_what_its_name_means() -> None:
+    def key(name: str, gpu: str) -> str:
+        return build_cache.cache_key({"model": {}, "target": {"gpu": name}}, {}, {}, gpu)
+
+    assert key("a100", "SM80") == key("A100 80GB", "SM80") != key("l4", "SM89")
+
+
 def _drop_manifest(found: Path) -> None:
     (found / "manifest.json").unlink()
 

@@ -148,9 +148,12 @@ def test_engines_run_on_their_own_gpu_only(
 
 
 def test_names_of_gpus() -> None:
-    for name in ("a100", "A100", "a100-80gb", "A100 80GB", "sm80", "SM80", " a30 "):
+    for name in ("a100", "A100", "NVIDIA A100", "a100-80gb", "A100 80GB", "sm80", "SM80", "sm_80", " a30 "):
         assert compute_capability(name) == "SM80"
     assert compute_capability("rtx4090") == compute_capability("L40S") == "SM89"
+    for name in ("sm089", "sm8"):
+        with pytest.raises(InputError, match=f"unknown GPU '{name}'"):
+            compute_capability(name)
     with pytest.raises(InputError, match="unknown GPU 'a1000'; did you mean 'a100'"):
         compute_capability("a1000")
 

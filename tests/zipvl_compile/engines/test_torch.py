@@ -69,7 +69,7 @@ def test_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with refusal(InputError, "target.gpu", "no CUDA device here", "null"):
         TorchBuilder.gpu(Target(backend="torch", gpu="cuda"))
     with refusal(InputError, "target.gpu: 'a100'", "valid: null", "cuda"):
-        TorchBuilder.gpu(Target(backend="torch", gpu="a100"))
+        TorchBuilder.check_gpu("a100")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert TorchBuilder.gpu(Target(backend="torch", gpu="cuda")) is None
 

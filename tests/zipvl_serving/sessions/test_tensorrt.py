@@ -164,16 +164,6 @@ def test_decode_repeats_a_capture_for_every_bucket(session: DeviceSession, trt: 
     assert len(set(by_shape.values())) == len(by_shape) == len(set(shapes))
 
 
-def test_captures_are_the_librarys_or_torchs(session: DeviceSession, trt: FakeTrt, backend: str) -> None:
-    """Torch captures TensorRT's decode steps; TensorRT-RTX captures its own, and only those."""
-    rng = np.random.default_rng()
-    pool = KVPool.of(session.bundle.manifest, session)
-    sequence = pool.store(session.prefill(prefill_inputs(9, rng), None).cache)
-    session.decode(decode_inputs(pool, [sequence], rng))
-    prefill, decode = trt.contexts
-    assert (prefill.graph_strategy, decode.graph_strategy) == (None, "whole" if backend == "tensorrt_rtx" else None)
-
-
 def test_prefill_and_decode_share_their_scratch(session: DeviceSession, trt: FakeTrt) -> None:
     rng = np.random.default_rng()
     pool = KVPool.of(session.bundle.manifest, session)
@@ -265,10 +255,6 @@ def test_the_fakes_offer_what_the_libraries_have() -> None:
         ],
         "IExecutionContext": offered(Context),
     }  # fmt: skip
-    rtx = {
-        "CudaGraphStrategy": ["WHOLE_GRAPH_CAPTURE"],
-        "IRuntimeConfig": ["set_execution_context_allocation_strategy", "cuda_graph_strategy"],
-    }
     assert in_stub(missing, "tensorrt", shared) == []
-    assert missing("tensorrt_rtx", shared | rtx) == []
+    assert missing("tensorrt_rtx", shared) == []
     assert in_stub(missing, "tensorrt", {"DataType": DTYPES}) == missing("tensorrt_rtx", {"DataType": DTYPES}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,15 @@ def test_a_long_prompt_keeps_the_memory_of_t_alone(on_torch: TorchSession, monke
     for layers, rows in ((wanted.cache, 300), (got.cache, got.counts[0])):
         for tensor in (tensor for layer in layers for tensor in layer):
             assert tensor.untyped_storage().nbytes() == rows * tensor[0].nbytes
+
+
+def test_openmp_spins_where_it_is_asked_to(torch_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for spinning, already, wanted in ((True, None, None), (False, None, "0"), (False, "7", "7")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if already:
+            monkeypatch.setenv("GOMP_SPINCOUNT", already)
+        open_session(Bundle.open(torch_bundle), threads=1, spinning=spinning)
+        assert os.environ.get("GOMP_SPINCOUNT") == wanted
 
 
 def test_threads_are_bounded(torch_bundle: Path) -> None:
