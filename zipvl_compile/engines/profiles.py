@@ -38,7 +38,8 @@ def ranges(recipe: Recipe, shape: ModelShape) -> Ranges:
         "probes": Range(1, probes, probes),
         "images": Range(1, 1, 1),
         "batch": Range(1, _half(batch), batch),
-        "pages": Range(1, pages, pages),
+        # A builder allocates the usual sizes to time layers on: no whole pool.
+        "pages": Range(1, min(pages, _half(batch) * _half(blocks)), pages),
         "blocks": Range(1, _half(blocks), blocks),
     }
 

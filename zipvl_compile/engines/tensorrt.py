@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib.metadata
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import zipvl_plugins
 from zipvl_compile.engines.base import Availability, EngineFile, installed
 from zipvl_compile.engines.gpus import compute_capability, gpu_here
 from zipvl_compile.engines.onnx_graphs import OnnxGraphBuilder
@@ -83,7 +86,7 @@ class TensorRTBuilder(OnnxGraphBuilder):
         file, engine = folder / f"{graph}.onnx", folder / f"{graph}.engine"
         ir.save(model, file)
         profiles = buckets(graph, ranges(self.job.recipe, self.job.shape))
-        timings = TimingCache(f"tensorrt-{trt.__version__}-{sm}")
+        timings = TimingCache(f"tensorrt-{trt.__version__}-{sm}-{_kernels()}")
         built = build_engine(
             Library(trt, "TensorRT", NETWORK_FLAGS),
             file,
@@ -113,6 +116,14 @@ def check_plugins(trt: Any, plugins: dict[str, str], network: Any) -> None:
     missing = [name for name in plugins if name not in made]
     if missing:
         raise ZipvlError(f"TensorRT's parser made no plugin of {_first(missing)}")
+
+
+def _kernels() -> str:
+    """A digest of all that decides a plugin's tactics: a number of theirs means nothing to other sources."""
+    hasher = hashlib.sha256(importlib.metadata.version("triton").encode())
+    for file in sorted(Path(str(zipvl_plugins.__file__)).parent.rglob("*.py")):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:12]
 
 
 def _first(found: list[str]) -> str:

@@ -13,9 +13,11 @@ class TimingCache:
     """One builder's timings, in a file of the cache directory; a cache that cannot be used or kept is done without."""
 
     def __init__(self, name: str) -> None:
-        """`name` says what the timings hold for: the library's version and the GPU."""
+        """`name` says what the timings hold for: the library's version, the GPU, the kernels' sources."""
         self.file = cache_directory() / "timings" / f"{name}.bin"
         self._config: Any = None
+        self._cache: Any = None
+        """Held until the engine is built, as the builder asks."""
 
     def attach(self, config: Any) -> None:
         """Let the builder read and extend the timings kept so far; those of another machine are left aside."""
@@ -25,7 +27,7 @@ class TimingCache:
         for held in (kept, b""):
             cache = config.create_timing_cache(held)
             if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-                self._config = config
+                self._config, self._cache = config, cache
                 return
 
     def keep(self) -> None:

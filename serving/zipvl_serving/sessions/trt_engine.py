@@ -54,6 +54,7 @@ class TrtEngine:
         self._contexts: dict[Any, Any] = {}
         self._kept_outputs: dict[Any, list[Callable[[], torch.Tensor]]] = {}
         self._scratch: torch.Tensor | None = None
+        self._lacking: dict[str, bool] = {}
 
     @property
     def scratch_bytes(self) -> int:
@@ -82,6 +83,8 @@ class TrtEngine:
         if self._per_shape:
             self._kept_outputs[key] = outputs
         if not context.execute_async_v3(stream):
+            if self._lacking.pop("memory", False):  # no exception of an allocator's passes through the library
+                raise torch.OutOfMemoryError
             raise ZipvlError(f"the {self._name} engine failed: {self._log.first_error}")
         return tuple(output() for output in outputs)
 
@@ -123,7 +126,7 @@ class TrtEngine:
         dtype, place = getattr(torch, spec.dtype), self._place(spec.name)
         shape = tuple(context.get_tensor_shape(spec.name))
         if UNKNOWN in shape:
-            allocator = _allocator(self._trt, dtype, place)
+            allocator = _allocator(self._trt, dtype, place, self._lacking)
             context.set_output_allocator(spec.name, allocator)
             return allocator.tensor  # type: ignore[no-any-return]
         made = torch.empty(shape, dtype=dtype, device=place)
@@ -168,7 +171,7 @@ def _inside(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...
     return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
 
 
-def _allocator(trt: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _allocator(trt: Any, dtype: torch.dtype, device: torch.device, lacking: dict[str, bool]) -> Any:
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         """Memory for an output whose size depends on data: TensorRT asks for as much as it may take."""
 
@@ -178,8 +181,12 @@ def _allocator(trt: Any, dtype: torch.dtype, device: torch.device) -> Any:
             self._shape: tuple[int, ...] = ()
 
         def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
-            if size > self._memory.numel():
-                self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+            try:
+                if size > self._memory.numel():
+                    self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+            except torch.OutOfMemoryError:
+                lacking["memory"] = True
+                return 0
             return self._memory.data_ptr()
 
         def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:

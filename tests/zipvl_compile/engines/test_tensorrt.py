@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
 from math import prod
 from pathlib import Path
@@ -106,7 +107,8 @@ def test_decode_has_profiles_by_batch_over_one_pool_of_pages(trt: FakeTrt, tmp_p
     for profile in profiles:
         (layers, batch, blocks), pages = profile.shapes["block_tables"][2], profile.shapes["key_pages"]
         assert (layers, batch) == (SPEC.layers, profile.shapes["input_ids"][2][0])
-        assert blocks * 16 >= 3000 + 256 and pages[1] == pages[2] and pages[2][1:] == [16, 2, 8]
+        assert blocks * 16 >= 3000 + 256 and pages[1][1:] == pages[2][1:] == [16, 2, 8]
+        assert pages[0][0] == 1 <= pages[1][0] <= pages[2][0]  # usual: timed on, so no whole pool
 
 
 def ranges(tokens: int) -> Ranges:
@@ -135,7 +137,8 @@ def test_every_prompt_has_one_bucket(tokens: int) -> None:
 def test_timings_are_kept_from_build_to_build(trt: FakeTrt, tmp_path: Path) -> None:
     build("decode", tmp_path)
     (file,) = (tmp_path / "cache" / "timings").iterdir()
-    assert file.name == f"tensorrt-{FakeTrt.__version__}-SM80.bin" and file.read_bytes() == b"timed "
+    assert re.fullmatch(rf"tensorrt-{FakeTrt.__version__}-SM80-[0-9a-f]{{12}}\.bin", file.name)
+    assert file.read_bytes() == b"timed "
     build("decode", tmp_path)
     assert file.read_bytes() == b"timed timed "
     trt.takes_timings = False  # those of another GPU of the same capability
