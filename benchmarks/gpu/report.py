@@ -110,12 +110,17 @@ def _cells(figures: dict[str, Any], cases: Entries) -> list[Any]:
     return cells
 
 
+def _each(entries: Entries, lines_of: Callable[[str, dict[str, Any]], list[str]]) -> list[str]:
+    """The lines of every entry, one after another; of one that ran out of memory, that."""
+    return [
+        line
+        for key, entry in entries.items()
+        for line in ([f"{key}: OOM", ""] if "oom" in entry else lines_of(key, entry))
+    ]
+
+
 def _prefill(entries: Entries) -> list[str]:
-    lines: list[str] = []
-    for key, entry in entries.items():
-        if "oom" in entry:
-            lines += [f"{key}: OOM", ""]
-            continue
+    def lines_of(key: str, entry: dict[str, Any]) -> list[str]:
         rows = (
             (
                 arm,
@@ -127,26 +132,24 @@ def _prefill(entries: Entries) -> list[str]:
             for arm, taken in entry["ttft_s"].items()
         )
         over = [f"over {attention}" for attention in entry["speedup_over"]]
-        lines += [f"### {key}, {entry['dtype']}, medians of {entry['rounds']}", ""]
-        lines += table(("", "TTFT s", *over, "predicted s", "peak GiB"), rows)
-    return lines
+        title = f"### {key}, {entry['dtype']}, medians of {entry['rounds']}"
+        return [title, "", *table(("", "TTFT s", *over, "predicted s", "peak GiB"), rows)]
+
+    return _each(entries, lines_of)
 
 
 def _decode(entries: Entries) -> list[str]:
-    lines: list[str] = []
-    for key, entry in entries.items():
-        if "oom" in entry:
-            lines += [f"{key}: OOM", ""]
-            continue
+    def lines_of(key: str, entry: dict[str, Any]) -> list[str]:
         rows = (
             (mode, arm["rows"], batch, rate, arm["predicted"][batch])
             for mode, arm in entry.items()
             if isinstance(arm, dict)
             for batch, rate in arm["tokens_per_s"].items()
         )
-        lines += [f"### {key}, {entry['budget_gib']} GiB of KV: {entry['gain']}x at the most sequences", ""]
-        lines += table(("cache", "rows a sequence", "batch", "tokens/s", "predicted"), rows)
-    return lines
+        title = f"### {key}, {entry['budget_gib']} GiB of KV: {entry['gain']}x at the most sequences"
+        return [title, "", *table(("cache", "rows a sequence", "batch", "tokens/s", "predicted"), rows)]
+
+    return _each(entries, lines_of)
 
 
 def _tune(entries: Entries) -> list[str]:

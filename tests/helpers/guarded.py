@@ -7,6 +7,14 @@ import torch
 GUARD = 4096
 """Elements on either side: more than a block of any kernel reaches past its tensor."""
 NOWHERE = 2**31 - 1
+PROJECTIONS = (
+    (1, 1, 64, 64, False),
+    (127, 1, 7, 5, True),
+    (127, 127, 96, 130, False),
+    (301, 190, 200, 257, True),
+    (300, 129, 128, 24, False),
+)
+"""Linear layers on rows of T: n, p, inner, outer, with a bias or without."""
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:

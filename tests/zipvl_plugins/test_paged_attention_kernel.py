@@ -8,12 +8,10 @@ import pytest
 import torch
 from helpers.faces import relative_error
 from helpers.interpreter import interpret, interpret_every_tuning
+from helpers.tolerances import TOLERANCE
 
 from zipvl_plugins import ops
 from zipvl_plugins.paged_attention.kernel import SPLIT_ROWS, STAGES
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""The interpreter cuts bfloat16 off where a GPU rounds: twice the error, all of it in one direction."""
 
 
 @pytest.fixture(autouse=True)

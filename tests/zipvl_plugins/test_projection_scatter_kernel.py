@@ -7,13 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.faces import relative_error
-from helpers.guarded import guarded, random_rows, subset
+from helpers.guarded import PROJECTIONS, guarded, random_rows, subset
 from helpers.interpreter import interpret, interpret_every_tuning
+from helpers.tolerances import TOLERANCE
 
 from zipvl_plugins import ops
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""The interpreter cuts bfloat16 off where a GPU rounds: twice the error, all of it in one direction."""
 
 
 def assert_scattered(
@@ -29,13 +27,7 @@ def assert_scattered(
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
     ("n", "p", "inner", "outer", "biased"),
-    [
-        (1, 1, 64, 64, False),
-        (127, 1, 7, 5, True),
-        (127, 127, 96, 130, False),
-        (301, 190, 200, 257, True),
-        (300, 129, 128, 24, False),
-    ],
+    PROJECTIONS,
 )
 def test_kernel_equals_the_reference(n: int, p: int, inner: int, outer: int, biased: bool, dtype: torch.dtype) -> None:
     chosen = torch.randperm(n)[:p].sort().values

@@ -6,21 +6,10 @@ import pytest
 import torch
 from helpers import oracle
 from helpers.faces import run_onnx
+from helpers.scores import DISTRIBUTIONS
 
 from zipvl_plugins import ops
 
-DISTRIBUTIONS = {
-    "random": torch.rand,
-    "heavy tail": lambda n: torch.randn(n).mul(6).exp(),
-    "flat": lambda n: torch.full((n,), 0.3),
-    "one hot": lambda n: torch.nn.functional.one_hot(torch.randint(n, ()), n).float(),
-    "ties": lambda n: torch.randint(0, 4, (n,)).float(),
-    "mostly zero": lambda n: torch.rand(n) * (torch.rand(n) < 0.1),
-    "adjacent floats": lambda n: (
-        torch.tensor([1.0]).view(torch.int32).add(torch.randint(-4, 5, (n,), dtype=torch.int32)).view(torch.float32)
-    ),
-    "tiny": lambda n: torch.rand(n) * 1e-30,
-}
 LENGTHS = (1, 2, 7, 127, 1000, 4099)
 
 

@@ -6,21 +6,10 @@ import pytest
 import torch
 from helpers import oracle
 from helpers.interpreter import interpret, interpret_every_tuning
+from helpers.scores import DISTRIBUTIONS
 
 from zipvl_plugins.select_tokens.kernel import STAGES
 
-DISTRIBUTIONS = {
-    "random": torch.rand,
-    "heavy tail": lambda n: torch.randn(n).mul(6).exp(),
-    "flat": lambda n: torch.full((n,), 0.3),
-    "one hot": lambda n: torch.nn.functional.one_hot(torch.randint(n, ()), n).float(),
-    "ties": lambda n: torch.randint(0, 4, (n,)).float(),
-    "mostly zero": lambda n: torch.rand(n) * (torch.rand(n) < 0.1),
-    "adjacent floats": lambda n: (
-        torch.ones(n).view(torch.int32).add(torch.randint(-4, 5, (n,))).int().view(torch.float)
-    ),
-    "tiny": lambda n: torch.rand(n) * 1e-30,
-}
 LENGTHS = (1, 2, 7, 127, 129, 1000, 4099)
 TUNINGS = len(STAGES[0].tunings(80))
 UNWRITTEN = torch.iinfo(torch.int32).max

@@ -10,11 +10,9 @@ from helpers.attention_kernel import attend_as_on, attend_in_sections
 from helpers.faces import relative_error
 from helpers.guarded import guarded, random_rows
 from helpers.interpreter import interpret, interpret_call, interpret_every_tuning
+from helpers.tolerances import TOLERANCE
 
 from zipvl_plugins import ops
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""The interpreter cuts bfloat16 off where a GPU rounds: twice the error, all of it in one direction."""
 
 
 @dataclass(frozen=True)

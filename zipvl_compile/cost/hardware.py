@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from zipvl_compile.engines.gpus import common_name
 from zipvl_serving.errors import InputError, nearest
 
 GIB = 1 << 30
@@ -90,9 +91,10 @@ GPUS = {
 
 def gpu(name: str) -> Gpu:
     """A GPU by its name; InputError names the known ones."""
-    found = GPUS.get({"a100": "a100-80gb"}.get(name.lower(), name.lower()))
+    spoken = common_name(name)
+    found = GPUS.get({"a100": "a100-80gb"}.get(spoken, spoken))
     if found is None:
-        raise InputError(f"no figures of GPU {name!r}; {nearest(name.lower(), GPUS)}")
+        raise InputError(f"no figures of GPU {name!r}; {nearest(spoken, GPUS)}")
     return found
 
 

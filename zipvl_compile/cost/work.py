@@ -85,14 +85,9 @@ class _Layer:
         return self.spec.kv_heads * self.spec.head_dim
 
     def dense(self) -> Iterator[Work]:
-        n, hidden = self.n, self.spec.hidden
-        yield self._elementwise("norm, residual", 5 * n * hidden)
-        yield linear("q_proj", n, hidden, self.queries)
-        yield linear("k_proj", n, hidden, self.keys)
-        yield linear("v_proj", n, hidden, self.keys)
-        yield self._elementwise("rope", 2 * n * (self.queries + self.keys))
-        yield self._attention("attention", n, "dense_attention")
-        yield linear("o_proj", n, self.queries, hidden)
+        yield from self._all_projected()
+        yield self._attention("attention", self.n, "dense_attention")
+        yield self._output()
 
     def lazy(self) -> Iterator[Work]:
         n, p, m, hidden = self.n, self.p, self.m, self.spec.hidden
@@ -108,17 +103,12 @@ class _Layer:
         yield self._scattered()
 
     def published(self) -> Iterator[Work]:
-        n, hidden = self.n, self.spec.hidden
-        yield self._elementwise("norm, residual", 5 * n * hidden)
-        yield linear("q_proj", n, hidden, self.queries)
-        yield linear("k_proj", n, hidden, self.keys)
-        yield linear("v_proj", n, hidden, self.keys)
-        yield self._elementwise("rope", 2 * n * (self.queries + self.keys))
+        yield from self._all_projected()
         yield from self._selection()
         yield self._gather("gather_rows", self.queries + 2 * self.keys)
         yield self._attention("sparse_attention", self.p, "sparse_attention")
-        yield Work("scatter", "memory", 0, ITEM * (self.p + n) * self.queries, 1)
-        yield linear("o_proj", n, self.queries, hidden)
+        yield Work("scatter", "memory", 0, ITEM * (self.p + self.n) * self.queries, 1)
+        yield self._output()
 
     def mlp(self, rows: int) -> Iterator[Work]:
         hidden, inner = self.spec.hidden, self.spec.intermediate
@@ -127,6 +117,18 @@ class _Layer:
         yield linear("up_proj", rows, hidden, inner)
         yield self._elementwise("silu", 3 * rows * inner)
         yield linear("down_proj", rows, inner, hidden)
+
+    def _all_projected(self) -> Iterator[Work]:
+        """Up to rotated Q and K, and V, of every token."""
+        n, hidden = self.n, self.spec.hidden
+        yield self._elementwise("norm, residual", 5 * n * hidden)
+        yield linear("q_proj", n, hidden, self.queries)
+        yield linear("k_proj", n, hidden, self.keys)
+        yield linear("v_proj", n, hidden, self.keys)
+        yield self._elementwise("rope", 2 * n * (self.queries + self.keys))
+
+    def _output(self) -> Work:
+        return linear("o_proj", self.n, self.queries, self.spec.hidden)
 
     def _selection(self) -> Iterator[Work]:
         n, m = self.n, self.m

@@ -66,7 +66,7 @@ class EngineBuilder(ABC):
 
     name: str
     dtypes: tuple[Dtype, ...]
-    """Weight dtypes it can build for; the first is what `model.dtype: auto` means."""
+    """Weight dtypes it can build for."""
     holds_weights = False
     """Whether engines have the weights inside, so that the bundle needs no weights file."""
 
@@ -77,6 +77,11 @@ class EngineBuilder(ABC):
     @abstractmethod
     def availability() -> Availability:
         """Cheap: imports nothing heavy."""
+
+    @classmethod
+    def default_dtype(cls) -> Dtype:
+        """What `model.dtype: auto` means."""
+        return cls.dtypes[0]
 
     @staticmethod
     @abstractmethod
@@ -139,7 +144,7 @@ def builder(backend: str) -> type[EngineBuilder]:
 
 def with_dtype(recipe: Recipe, backend: type[EngineBuilder]) -> Recipe:
     """The recipe with `model.dtype: auto` resolved; InputError for one that the backend cannot build."""
-    dtype = backend.dtypes[0] if recipe.model.dtype == "auto" else recipe.model.dtype
+    dtype = backend.default_dtype() if recipe.model.dtype == "auto" else recipe.model.dtype
     if dtype not in backend.dtypes:
         raise InputError(
             f"model.dtype: {dtype!r} cannot run on {backend.name}; valid: {', '.join(('auto', *backend.dtypes))}"

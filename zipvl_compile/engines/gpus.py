@@ -32,9 +32,14 @@ GPUS = {
 }
 
 
+def common_name(name: str) -> str:
+    """`a100-80gb` for `NVIDIA A100 80GB` and other ways to write it."""
+    return re.sub(r"[ _-]+", "-", name.strip().lower()).removeprefix("nvidia-")
+
+
 def compute_capability(name: str) -> str:
     """SM80 for `a100`, `NVIDIA A100`, `sm80` or `sm_80`; InputError for a GPU that is not in the table."""
-    spoken = re.sub(r"[ _-]+", "-", name.strip().lower()).removeprefix("nvidia-")
+    spoken = common_name(name)
     if capability := re.fullmatch(r"sm-?([1-9][0-9]{1,2})", spoken):
         return f"SM{capability[1]}"
     if spoken not in GPUS:

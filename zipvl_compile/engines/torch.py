@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-class _DtypesHere:
-    """Every dtype, the one first that suits the machine at hand."""
-
-    def __get__(self, instance: object, owner: type | None = None) -> tuple[Dtype, ...]:
-        return ("float16", "bfloat16", "float32") if _cuda_is_here() else ("float32", "float16", "bfloat16")
-
-
 class TorchBuilder(EngineBuilder):
     name = "torch"
-    dtypes = _DtypesHere()  # type: ignore[assignment]
+    dtypes = ("float32", "float16", "bfloat16")
+
+    @classmethod
+    def default_dtype(cls) -> Dtype:
+        return "float16" if _cuda_is_here() else "float32"
 
     @staticmethod
     def availability() -> Availability:
@@ -52,7 +49,7 @@ class TorchBuilder(EngineBuilder):
     def device() -> str | None:
         import torch
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return torch.cuda.get_device_name() if _cuda_is_here() else None
 
     def export(self, graph: GraphName, build: Callable[[], torch.nn.Module]) -> ExportedProgram:
         from zipvl_compile.graphs.program import export_program

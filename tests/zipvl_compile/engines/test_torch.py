@@ -77,7 +77,7 @@ def test_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_dtype_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, first in ((False, "float32"), (True, "float16")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        assert TorchBuilder.dtypes[0] == first
+        assert TorchBuilder.default_dtype() == first
         assert sorted(TorchBuilder.dtypes) == ["bfloat16", "float16", "float32"]
 
 
