@@ -26,6 +26,7 @@ BEGIN, END = "<!-- cost model: begin -->", "<!-- cost model: end -->"
 SHOWN = ("a100-80gb", "h200")
 SELECTION = ("probe_scores", "select_tokens")
 DECODE_TOKENS = 16384
+SHORT = (128, 256, 512, 768, 1024)
 
 
 def page_section() -> str:
@@ -39,6 +40,7 @@ def page_section() -> str:
     for name in ("13B", "7B"):
         for key in SHOWN:
             lines += [f"{name} on an {GPUS[key].name}, ratio {GOAL_RATIO:g}:", "", *_ttft(decoder(name), GPUS[key])]
+    lines += ["### Short prompts", "", *_short_prompts()]
     lines += ["### Goals, 13B", "", *_goals(decoder("13B"))]
     lines += [f"### Decode behind {length(DECODE_TOKENS)} tokens, at the most sequences", "", *_decode()]
     return "\n".join(lines).rstrip()
@@ -83,6 +85,17 @@ def _ttft(spec: DecoderSpec, gpu: Gpu) -> list[str]:
         "all projected s", "lazy s", "ratio", "ratio in eager PyTorch", "probe + select of dense (us a layer)",
     )  # fmt: skip
     return table(header, rows)
+
+
+def _short_prompts() -> list[str]:
+    """Where selection begins to pay; a bundle that was not measured on its GPU runs dense below the last column."""
+    rows = []
+    for key in (*SHOWN, "l40s"):
+        for name in ("13B", "7B"):
+            predicted = [_predicted(decoder(name), GPUS[key], n) for n in SHORT]
+            ratios = (f"{dense.total / lazy.total:.2f}x" for dense, lazy, _ in predicted)
+            rows.append((f"{name} on an {GPUS[key].name}", *ratios))
+    return table((f"predicted dense / ZipVL at {GOAL_RATIO:g}", *map(str, SHORT)), rows)
 
 
 def _selection(spec: DecoderSpec, dense: Prediction, lazy: Prediction) -> str:

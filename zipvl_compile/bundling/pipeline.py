@@ -45,7 +45,8 @@ STEPS = (
 )
 RECIPE_LOCK = "recipe.lock.yaml"
 GPU_BREAK_EVEN = 1024
-"""Tokens below which a bundle runs dense whose break-even could not be measured: what docs/gpu.md predicts."""
+"""Tokens below which a bundle runs dense whose break-even could not be measured: selection is predicted to pay from
+there on, on every GPU of docs/gpu.md ("Short prompts")."""
 
 OnStep = Callable[[str, str], None]
 """Called as on_step(step, detail) when a step starts or moves on."""

@@ -16,7 +16,7 @@ class Utilisation:
     """Shares of the peaks, 0 to 1, and what a kernel costs beside its work."""
 
     gemm: float = 0.80
-    """Matrix products of the vendor's library: 788 of 989 TFLOP/s measured on an H200 (bf16, 8192 cubed)."""
+    """Matrix products of the vendor's library: 788 of 989 TFLOP/s reported of an H200 (bf16, 8192 cubed)."""
     lazy_gemm: float = 0.72
     """Products that read or write rows of T: a Triton GEMM at nine tenths of the library's."""
     dense_attention: float = 0.70
@@ -26,7 +26,7 @@ class Utilisation:
     scores: float = 0.45
     """Probe scores: one product per exponential where attention has two."""
     memory: float = 0.85
-    """Streaming kernels; a device-to-device copy reached 4.3 of 4.8 TB/s on an H200."""
+    """Streaming kernels; 4.3 of 4.8 TB/s reported of a device-to-device copy on an H200."""
     elementwise: float = 1.0
     """Traffic of norms, RoPE, activations and residuals over that of fused kernels."""
     search: float = 1.0
