@@ -2,7 +2,8 @@
 
 Triton decides when it is imported whether it interprets or compiles, so the ahead-of-time compiler has this process and
 the interpreter has its own. There torch.empty gives NaN (integers: the largest), so that what a kernel leaves unwritten
-shows in its results, and in those of a later kernel that reads it.
+shows in its results, and in those of a later kernel that reads it. A kernel that touches memory outside the tensors of
+its launch ends in InterpreterError.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def interpret_call(function: Callable[..., Any], *arguments: Any, **named: Any) 
     call = pickle.dumps((function, arguments, named))
     try:
         return pickle.loads(_worker().submit(_call, call).result())
-    except BrokenExecutor:  # a kernel that reads far outside its tensors ends the worker: the next call has a new one
+    except BrokenExecutor:  # the worker died: the next call has a new one
         _worker.cache_clear()
         raise
 
@@ -57,6 +58,10 @@ def _start() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+    from helpers.bounds import check_every_access
+
+    check_every_access()
 
 
 def _end_with_parent() -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.gemm import constants, flat_grid, project, tile_of, tunings_of
 from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def gather_projection_kernel(
-    x, weight, bias, index, count, out,
+    x, weight, bias, index, count, n, out,
     INNER: tl.constexpr, OUTER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    kept = tl.load(count)
+    kept = clamp(tl.load(count), 0, n)
     row_blocks = tl.cdiv(kept, BLOCK_ROWS)
     column_blocks: tl.constexpr = (OUTER + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS  # no constexpr by tl.cdiv in Triton 3.6
     if tl.program_id(0) >= row_blocks * column_blocks:
@@ -28,7 +29,7 @@ def gather_projection_kernel(
     row_block, column_block = tile_of(tl.program_id(0), row_blocks, column_blocks)
     rows = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    tokens = tl.load(index + rows, mask=rows < kept, other=0)
+    tokens = clamp(tl.load(index + rows, mask=rows < kept, other=0), 0, n - 1)
     sums = project(
         x, tokens.to(tl.int64), weight, bias, columns,
         INNER, OUTER, HAS_BIAS, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER,
@@ -45,7 +46,7 @@ def launch(
     return Launch(
         kernel=gather_projection_kernel,
         grid=flat_grid(rows, outer, tuning),
-        scalars=(),
+        scalars=(rows,),
         outputs=(Operand(x.dtype, (rows, outer)),),
         constants=constants(weight, bias, tuning),
         warps=tuning.warps,

@@ -10,18 +10,21 @@ import math
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
 
-@triton.jit
-def gather_rows_kernel(x, index, count, out, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    kept = tl.load(count)
+@triton.jit(do_not_specialize=["n"])
+def gather_rows_kernel(
+    x, index, count, n, out, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr
+):  # fmt: skip
+    kept = clamp(tl.load(count), 0, n)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     if tl.program_id(0) * BLOCK_ROWS >= kept:
         return
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     inside = (rows[:, None] < kept) & (columns[None, :] < WIDTH)
-    tokens = tl.load(index + rows, mask=rows < kept, other=0).to(tl.int64)
+    tokens = clamp(tl.load(index + rows, mask=rows < kept, other=0), 0, n - 1).to(tl.int64)
     values = tl.load(x + tokens[:, None] * WIDTH + columns[None, :], mask=inside)
     tl.store(out + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], values, mask=inside)
 
@@ -32,7 +35,7 @@ def launch(x: Operand, index: Operand, count: Operand, *, tuning: Tuning) -> Lau
     return Launch(
         kernel=gather_rows_kernel,
         grid=(cdiv(x.shape[0], blocks["BLOCK_ROWS"]), cdiv(width, blocks["BLOCK_WIDTH"])),
-        scalars=(),
+        scalars=(x.shape[0],),
         outputs=(x,),
         constants={"WIDTH": width, **blocks},
         warps=tuning.warps,

@@ -23,6 +23,7 @@ import math
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.dot import dot
 from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
@@ -30,15 +31,15 @@ SPLIT_ROWS = 512
 """Cached rows that one program reads. No tuning: it orders the sums, and both kernels count splits by it."""
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit(do_not_specialize=["blocks", "pages"])
 def paged_attention_splits_kernel(
-    q, key_pages, value_pages, block_table, context, blocks, partial, lse,
+    q, key_pages, value_pages, block_table, context, blocks, pages, partial, lse,
     SCALE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin = split * SPLIT_ROWS
-    cached = tl.load(context + sequence)
+    cached = clamp(tl.load(context + sequence), 0, blocks * PAGE_SIZE)
     if begin >= cached:
         return
     end = tl.minimum(begin + SPLIT_ROWS, cached)
@@ -56,7 +57,8 @@ def paged_attention_splits_kernel(
     for first in range(begin, end, BLOCK_ROWS):
         rows = first + tl.arange(0, BLOCK_ROWS)
         readable = rows < end
-        page = tl.load(block_table + sequence * blocks + rows // PAGE_SIZE, mask=readable, other=0).to(tl.int64)
+        page = tl.load(block_table + sequence * blocks + rows // PAGE_SIZE, mask=readable, other=0)
+        page = clamp(page, 0, pages - 1).to(tl.int64)
         place = (page * PAGE_SIZE + rows % PAGE_SIZE) * (KV_HEADS * WIDTH) + kv_head * WIDTH
         offsets = place[:, None] + columns[None, :]
         inside = readable[:, None] & in_width[None, :]
@@ -91,7 +93,8 @@ def paged_attention_combine_kernel(
     peak = tl.sum(query * key) * SCALE
     total = tl.full([], 1.0, tl.float32)
     attended = tl.load(v + kv_head * WIDTH + columns, mask=in_width, other=0.0).to(tl.float32)
-    used = tl.cdiv(tl.load(context + tl.program_id(1)), SPLIT_ROWS)
+    cached = clamp(tl.load(context + tl.program_id(1)), 0, splits * SPLIT_ROWS)
+    used = tl.cdiv(cached, SPLIT_ROWS)
     for first in range(0, used, BLOCK_SPLITS):
         split = first + tl.arange(0, BLOCK_SPLITS)
         written = split < used
@@ -118,7 +121,7 @@ def launch_splits(
     return Launch(
         kernel=paged_attention_splits_kernel,
         grid=(kv_heads, splits, batch),
-        scalars=(blocks,),
+        scalars=(blocks, key_pages.shape[0]),
         outputs=(Operand("float32", (batch, heads, splits, width)), Operand("float32", (batch, heads, splits))),
         constants={
             "SCALE": scale * math.log2(math.e),

@@ -19,6 +19,7 @@ import math
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.dot import dot
 from zipvl_plugins.gpu.launch import Launch, Operand, Size, Stage, Tuning, cdiv
 
@@ -30,14 +31,14 @@ _NOTHING = tl.constexpr(-1e30)
 
 @triton.jit
 def _probe_rows(
-    q, positions, m,
+    q, positions, n, m,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Rows of this block: their numbers, their queries [ROWS, BLOCK_DIM] and places, -1 past the last row."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, BLOCK_DIM)
     probes = rows // GROUP
-    places = tl.load(positions + probes, mask=probes < m, other=-1).to(tl.int32)
+    places = clamp(tl.load(positions + probes, mask=probes < m, other=-1).to(tl.int32), -1, n - 1)
     heads = tl.program_id(1) * GROUP + rows % GROUP
     offsets = (probes.to(tl.int64) * (KV_HEADS * GROUP) + heads) * HEAD_DIM
     inside = (probes < m)[:, None] & (dims < HEAD_DIM)[None, :]
@@ -72,7 +73,7 @@ def probe_scores_lse_kernel(
 ):  # fmt: skip
     if tl.load(ratio_min) >= 1:
         return
-    rows, queries, places = _probe_rows(q, positions, m, KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, ROWS)
+    rows, queries, places = _probe_rows(q, positions, n, m, KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, ROWS)
     start, seen_stop, _ = _split(places, n, SPLITS, BLOCK_N)
     pointers = _keys(k, start, KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_N)
     dims = tl.arange(0, BLOCK_DIM)
@@ -100,7 +101,7 @@ def probe_scores_sums_kernel(
 ):  # fmt: skip
     if tl.load(ratio_min) >= 1:
         return
-    rows, queries, places = _probe_rows(q, positions, m, KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, ROWS)
+    rows, queries, places = _probe_rows(q, positions, n, m, KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, ROWS)
     start, seen_stop, stop = _split(places, n, SPLITS, BLOCK_N)
     splits = tl.arange(0, SPLITS) * KV_HEADS + tl.program_id(1)
     slots = splits[:, None] * (m * GROUP) + rows[None, :]

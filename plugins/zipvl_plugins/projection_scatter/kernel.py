@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.gemm import constants, flat_grid, project, tile_of, tunings_of
 from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning
 
@@ -28,7 +29,7 @@ def projection_scatter_kernel(
     INNER: tl.constexpr, OUTER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
 ):  # fmt: skip
-    kept = tl.load(count)
+    kept = clamp(tl.load(count), 0, n)
     row_blocks = tl.maximum(tl.cdiv(kept, BLOCK_ROWS), 1)  # zeros need an owner even where T is empty
     column_blocks: tl.constexpr = (OUTER + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS  # no constexpr by tl.cdiv in Triton 3.6
     if tl.program_id(0) >= row_blocks * column_blocks:
@@ -40,8 +41,9 @@ def projection_scatter_kernel(
     in_width = (columns < OUTER)[None, :]
     tokens = tl.load(index + rows, mask=rows < kept, other=-1)
 
-    begin = tl.load(index + first - 1, mask=row_block > 0, other=-1) + 1
-    end = tl.load(index + first + BLOCK_ROWS - 1, mask=row_block + 1 < row_blocks, other=n - 1) + 1
+    begin = clamp(tl.load(index + first - 1, mask=row_block > 0, other=-1), -1, n - 1) + 1
+    last = tl.load(index + first + BLOCK_ROWS - 1, mask=row_block + 1 < row_blocks, other=n - 1)
+    end = clamp(last, -1, n - 1) + 1
     zeros = tl.zeros([BLOCK_TOKENS, BLOCK_COLUMNS], out.dtype.element_ty)
     for start in range(begin, end, BLOCK_TOKENS):
         owned = start + tl.arange(0, BLOCK_TOKENS)
@@ -54,9 +56,10 @@ def projection_scatter_kernel(
         o, compacted, weight, bias, columns, INNER, OUTER, HAS_BIAS, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER
     )  # fmt: skip
     # The index is read again: tokens kept through the product would cost registers, of which it has none to spare.
-    tokens = tl.load(index + rows, mask=rows < kept, other=0)
+    tokens = tl.load(index + rows, mask=rows < kept, other=-1)
     offsets = tokens.to(tl.int64)[:, None] * OUTER + columns[None, :]
-    tl.store(out + offsets, sums.to(out.dtype.element_ty), mask=(rows < kept)[:, None] & in_width)
+    exists = (tokens >= 0) & (tokens < n)
+    tl.store(out + offsets, sums.to(out.dtype.element_ty), mask=exists[:, None] & in_width)
 
 
 def launch(

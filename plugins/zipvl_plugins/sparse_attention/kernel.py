@@ -23,6 +23,7 @@ import math
 import triton
 import triton.language as tl
 
+from zipvl_plugins.gpu.bounds import clamp
 from zipvl_plugins.gpu.dot import dot
 from zipvl_plugins.gpu.launch import Launch, Operand, Stage, Tuning, cdiv
 
@@ -30,14 +31,14 @@ SECTION_BYTES = 16 << 20
 """Heads whose K and V fit here run side by side and share them in the L2 cache; an A100 has 20 MiB on each side."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def sparse_attention_kernel(
-    q, k, v, count, out,
+    q, k, v, count, n, out,
     SCALE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, KV_ROW_BYTES: tl.constexpr,
     SECTION_BYTES: tl.constexpr, BLOCK_LEFT: tl.constexpr, BLOCK_RIGHT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    kept = tl.load(count)
+    kept = clamp(tl.load(count), 0, n)
     row_blocks = tl.cdiv(kept, BLOCK_ROWS)
     if tl.program_id(0) >= row_blocks * HEADS:
         return
@@ -72,7 +73,7 @@ def sparse_attention_kernel(
             SCALE, KV_HEADS * WIDTH, WIDTH, BLOCK_LEFT, BLOCK_RIGHT, BLOCK_COLUMNS, DIAGONAL,
         )  # fmt: skip
     # `count` is read again: a mask kept through the loops would cost registers, of which they have none to spare.
-    written = rows < tl.load(count, volatile=True) - first
+    written = rows < clamp(tl.load(count, volatile=True), 0, n) - first
     _store(out + corner, attended_left / total[:, None], rows, written, HEADS * WIDTH, WIDTH, BLOCK_LEFT)
     if BLOCK_RIGHT > 0:
         _store(
@@ -140,7 +141,7 @@ def launch(q: Operand, k: Operand, v: Operand, count: Operand, *, tuning: Tuning
     return Launch(
         kernel=sparse_attention_kernel,
         grid=(cdiv(n, tuning.blocks["BLOCK_ROWS"]) * heads,),
-        scalars=(),
+        scalars=(n,),
         outputs=(Operand(q.dtype, (n, heads * width)),),
         constants={
             "SCALE": scale * math.log2(math.e),

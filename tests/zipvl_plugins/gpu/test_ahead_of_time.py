@@ -89,7 +89,8 @@ def test_ptx_is_the_launch_and_nothing_else() -> None:
     kernel = compile_launch(launch, inputs, 80)
     ptx = kernel.ptx.decode()
     assert f".visible .entry {kernel.name}(" in ptx and ".target sm_80" in ptx
-    assert len(re.findall(r"\.param \.u64", ptx)) == kernel.parameters == 4
+    assert len(re.findall(r"\.param \.u64", ptx)) == 4 and len(re.findall(r"\.param \.u32", ptx)) == 1
+    assert kernel.parameters == 5
     assert kernel.threads == 128 and f".reqntid {kernel.threads}" in ptx
     assert "kernel.py" not in ptx  # an engine does not say where it was built
     assert kernel.cubin.startswith(b"\x7fELF")
@@ -103,8 +104,8 @@ def test_a_kernel_that_spills_is_seen() -> None:
 
 def test_a_launch_that_is_not_its_kernels_is_refused() -> None:
     launch, inputs = gather_rows_launch()
-    with pytest.raises(ValueError, match="gather_rows_kernel takes x, index, count, out; its launch gives 5"):
-        compile_launch(replace(launch, scalars=(1,)), inputs, 80)
+    with pytest.raises(ValueError, match="gather_rows_kernel takes x, index, count, n, out; its launch gives 4"):
+        compile_launch(replace(launch, scalars=()), inputs, 80)
 
 
 def test_a_kernel_that_uses_scratch_is_refused() -> None:
