@@ -6,7 +6,7 @@
 Every stream asks about an image of noise of its own and generates `--tokens` tokens whatever it says (ignore_eos), all
 through the embedded engine: preprocessing, vision, prefill, decode. The levels are visited in turn, forwards and
 backwards, `--rounds` times, so that a slow spell of the machine hits all of them; figures are medians over rounds.
-`single_fast` is one stream with batch_invariant off: the fastest that one stream can be.
+Beside each level, decode with one copy of the weights (serving.prepack false).
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from PIL import Image
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.engine import Engine
 from zipvl_serving.errors import ZipvlError
-from zipvl_serving.sessions.base import Session, open_session
+from zipvl_serving.sessions.base import open_session
 from zipvl_serving.wire import Chunk, Parameters, WireRequest
+
+PACKED, SHARED = "packed weights", "shared weights"
 
 
 def noise(seed: int) -> bytes:
@@ -74,25 +76,24 @@ def run_level(engine: Engine, streams: int, tokens: int, seed: int) -> dict[str,
 
 
 def measure(bundle: Bundle, levels: list[int], tokens: int, rounds: int, *, spinning: bool) -> dict[str, Any]:
-    """Figures of every level: medians over rounds."""
-    session: Session = open_session(bundle, spinning=spinning)
+    """Figures of every level by whether weights are packed: medians over rounds."""
     engines = {
-        invariant: Engine(bundle, bundle.manifest.serving.override({"batch_invariant": invariant}), session=session)
-        for invariant in (True, False)
+        name: Engine(bundle, session=open_session(bundle, spinning=spinning, prepack=name == PACKED))
+        for name in (PACKED, SHARED)
     }
-    plan = [(str(level), True, level) for level in levels] + [("single_fast", False, 1)]
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in plan}
-    for _, invariant, level in plan:  # warm-up
-        run_level(engines[invariant], level, min(tokens, 32), 0)
+    plan = [(name, level) for level in levels for name in engines]
+    samples: dict[tuple[str, int], list[dict[str, float]]] = {arm: [] for arm in plan}
+    for name, level in plan:  # warm-up
+        run_level(engines[name], level, min(tokens, 32), 0)
     for turn in range(rounds):
-        for name, invariant, level in plan if turn % 2 == 0 else reversed(plan):
-            samples[name].append(run_level(engines[invariant], level, tokens, turn + 1))
+        for name, level in plan if turn % 2 == 0 else reversed(plan):
+            samples[name, level].append(run_level(engines[name], level, tokens, turn + 1))
     for engine in engines.values():
         engine.close()
-    return {
-        name: {key: round(statistics.median(run[key] for run in runs), 4) for key in runs[0]}
-        for name, runs in samples.items()
-    }
+    figures: dict[str, dict[str, Any]] = {name: {} for name in engines}
+    for (name, level), runs in samples.items():
+        figures[name][str(level)] = {key: round(statistics.median(run[key] for run in runs), 4) for key in runs[0]}
+    return figures
 
 
 def main() -> None:
@@ -106,14 +107,14 @@ def main() -> None:
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     figures = measure(bundle, options.streams, options.tokens, options.rounds, spinning=options.spinning)
-    base = figures[str(options.streams[0])]["tokens_per_s"]
+    base = figures[PACKED][str(options.streams[0])]["tokens_per_s"]
     result = {
         "bundle": bundle.manifest.name,
         "tokens_per_stream": options.tokens,
         "rounds": options.rounds,
         "spinning": options.spinning,
         "streams": figures,
-        "over_one": {name: round(row["tokens_per_s"] / base, 2) for name, row in figures.items()},
+        "over_one": {name: round(row["tokens_per_s"] / base, 2) for name, row in figures[PACKED].items()},
     }
     hand_over(result, options.out)
 

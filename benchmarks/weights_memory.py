@@ -1,4 +1,4 @@
-"""Memory of an open bundle against the size of its weights: prefill and decode must share one copy.
+"""Memory of an open bundle against the size of its weights: one copy, and a packed one for decode unless refused.
 
     python benchmarks/weights_memory.py [--hidden 1024] [--layers 8] [--out FILE]
 
@@ -33,7 +33,7 @@ def memory():
 
 bundle = Bundle.open(sys.argv[1])
 before = memory()
-session = open_session(bundle, threads=1)
+session = open_session(bundle, threads=1, prepack=sys.argv[2] == "True")
 shape, page = bundle.manifest.model.shape, bundle.manifest.limits.page_size
 n = 64
 session.prefill(
@@ -49,13 +49,17 @@ print(json.dumps({"weights": weights, **{key: after[key] - before[key] for key i
 """
 
 
-def measure(bundle: Path) -> dict[str, int]:
+def measure(bundle: Path, *, prepack: bool) -> dict[str, float]:
     """Bytes of the weights file and what opening and running the bundle added, in a process of its own."""
     run = subprocess.run(
-        [sys.executable, "-c", PROBE, str(bundle)], check=True, capture_output=True, text=True, env={**os.environ}
+        [sys.executable, "-c", PROBE, str(bundle), str(prepack)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
     )
-    figures: dict[str, int] = json.loads(run.stdout)
-    return figures
+    figures: dict[str, float] = json.loads(run.stdout)
+    return {**figures, "proportional_over_weights": round(figures["proportional"] / figures["weights"], 3)}
 
 
 def build_random(folder: Path, hidden: int, layers: int) -> Path:
@@ -77,10 +81,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(build_random(Path(folder), options.hidden, options.layers))
-    result = {"hidden": options.hidden, "layers": options.layers, **figures}
-    result["proportional_over_weights"] = round(figures["proportional"] / figures["weights"], 3)
-    hand_over(result, options.out)
+        bundle = build_random(Path(folder), options.hidden, options.layers)
+        figures = {f"prepack {prepack}": measure(bundle, prepack=prepack) for prepack in (True, False)}
+    hand_over({"hidden": options.hidden, "layers": options.layers, **figures}, options.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ OPS = (
     "paged_attention",
 )
 
-Executor = Literal["portable", "onnxruntime", "tensorrt_rtx"]
+Executor = Literal["portable", "onnxruntime"]
 """Who executes the functions: any ONNX executor, or one for which some ops have a body of its own."""
 
 

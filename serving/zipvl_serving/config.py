@@ -28,10 +28,14 @@ class ServingConfig(BaseModel):
     )
     batch_invariant: bool = Field(
         default=True,
-        description="Decode a lone stream in a batch of two rows, so that no answer depends on who else is served.",
+        description="Decode enough rows that no answer depends on who else is served: two where `prepack` is false.",
     )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Threads of the engine; 0 is one for each core that the process may use."
+    )
+    prepack: bool = Field(
+        default=True,
+        description="Keep a second copy of the weights as the processor multiplies them fastest, for decode (CPU).",
     )
     spinning: bool = Field(
         default=False,

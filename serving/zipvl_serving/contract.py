@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GraphName = Literal["vision", "prefill", "decode"]
+GraphName = Literal["vision", "prefill", "decode", "dense_prefill"]
 GRAPHS: tuple[GraphName, ...] = ("vision", "prefill", "decode")
+"""What every bundle has. `dense_prefill` runs prompts that keep every token, where a backend has it as a graph of its
+own; elsewhere `prefill` does."""
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 """Of a model's weights and activations, and so of image features, keys and values."""
@@ -54,9 +56,15 @@ class ModelShape:
 
 def graph_spec(graph: GraphName, model: ModelShape, page_size: int, dtype: Dtype = "float32") -> GraphSpec:
     """The contract of one graph of a model whose weights are of `dtype`; pixels and logits are float32 in every one."""
-    if graph == "vision":
-        return _vision(model, dtype)
-    return _prefill(model, dtype) if graph == "prefill" else _decode(model, page_size, dtype)
+    match graph:
+        case "vision":
+            return _vision(model, dtype)
+        case "prefill":
+            return _prefill(model, dtype)
+        case "dense_prefill":
+            return _dense_prefill(model, dtype)
+        case "decode":
+            return _decode(model, page_size, dtype)
 
 
 def _vision(model: ModelShape, dtype: Dtype) -> GraphSpec:
@@ -93,6 +101,17 @@ def _prefill(model: ModelShape, dtype: Dtype) -> GraphSpec:
             *kept,
         ),
     )
+
+
+def _dense_prefill(model: ModelShape, dtype: Dtype) -> GraphSpec:
+    """The tensors of prefill that have a meaning where T is every token."""
+    whole = _prefill(model, dtype)
+    rows = [
+        TensorSpec(tensor.name, dtype, ("tokens", *tensor.shape[1:]))
+        for tensor in whole.outputs
+        if tensor.name.startswith(("key_", "value_"))
+    ]
+    return GraphSpec(inputs=whole.inputs[:3], outputs=(whole.outputs[0], *rows))
 
 
 def _decode(model: ModelShape, page_size: int, dtype: Dtype) -> GraphSpec:

@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 def _open(bundle: Bundle, config: ServingConfig) -> Session:
-    return open_session(bundle, threads=config.threads or usable_cores(), spinning=config.spinning)
+    return open_session(
+        bundle, threads=config.threads or usable_cores(), spinning=config.spinning, prepack=config.prepack
+    )
 
 
 class Ticket:

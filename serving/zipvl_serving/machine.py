@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
@@ -20,3 +21,15 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such limit
         return cores
+
+
+def memory_bytes(memory_max: Path = _MEMORY_MAX) -> int:
+    """Memory that this process may use: the machine's, and no more than its container's limit.
+
+    memory_max: cgroup v2's file, bytes or "max".
+    """
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(installed, int(memory_max.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such limit
+        return installed

@@ -15,7 +15,7 @@ from zipvl_serving.config import ServingConfig
 from zipvl_serving.contract import GRAPHS, Dtype, GraphName, ModelShape
 from zipvl_serving.errors import nearest
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 MANIFEST_FILE = "manifest.json"
 
 
@@ -107,7 +107,7 @@ class Engine(_Part):
     @field_validator("graphs")
     @classmethod
     def _complete(cls, graphs: dict[GraphName, str]) -> dict[GraphName, str]:
-        if set(graphs) != set(GRAPHS):
+        if not set(GRAPHS) <= set(graphs):
             raise ValueError(f"names {', '.join(graphs) or 'no graph'}; must name {', '.join(GRAPHS)}")
         return graphs
 
@@ -129,7 +129,7 @@ class BreakEven(_Part):
 class Manifest(_Part):
     """The whole of manifest.json."""
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     name: str
     created: str
     """ISO 8601, UTC."""

@@ -40,16 +40,16 @@ class Runner:
     """One session and the method's settings that the bundle fixes."""
 
     def __init__(self, session: Session, manifest: Manifest, *, batch_invariant: bool = True) -> None:
-        """batch_invariant: decode at least two rows.
+        """batch_invariant: decode at least the session's `invariant_rows`.
 
-        ONNX Runtime multiplies one row by another routine than several, in another order of sums, and logits would
-        differ in their last bits; from two rows on a sequence's logits are the same in every batch, bit for bit.
+        Of weights that are not packed ONNX Runtime multiplies one row by another routine than several, in another order
+        of sums, and logits would differ in their last bits.
         """
         self.session = session
         self.manifest = manifest
         self.engine_s = 0.0
         """Seconds spent inside the session."""
-        self._least_rows = 2 if batch_invariant else 1
+        self._least_rows = session.invariant_rows if batch_invariant else 1
 
     def runs_dense(self, tokens: int, params: MethodParams) -> bool:
         """Whether a prompt keeps every token: by request, or because it is below the break-even length."""

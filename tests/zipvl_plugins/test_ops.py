@@ -12,7 +12,7 @@ from helpers.faces import relative_error, run_onnx
 from zipvl_plugins import ops
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3}
-EXECUTORS: tuple[ops.Executor, ...] = ("portable", "onnxruntime", "tensorrt_rtx")
+EXECUTORS: tuple[ops.Executor, ...] = ("portable", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How many cores a process may use, by its pinning and its container's limit."""
+"""How many cores and how much memory a process may use, by its pinning and its container's limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zipvl_serving.machine import usable_cores
+from zipvl_serving.machine import memory_bytes, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,12 @@ def test_the_smaller_of_pinning_and_limit(
     file.write_text(limit)
     assert usable_cores(file) == cores
     assert usable_cores(tmp_path / "none") == 8
+
+
+def test_memory_is_the_machines_or_the_containers(tmp_path: Path) -> None:
+    file = tmp_path / "memory.max"
+    installed = memory_bytes(file)
+    assert installed > 1 << 28
+    for limit, expected in (("max", installed), ("268435456\n", 1 << 28), (str(1 << 60), installed)):
+        file.write_text(limit)
+        assert memory_bytes(file) == expected

@@ -17,9 +17,9 @@ from zipvl_serving.runner import Runner
 from zipvl_serving.sessions.base import Session, open_session
 
 
-@pytest.fixture(scope="module")
-def session(tiny_bundle: Path) -> Session:
-    return open_session(Bundle.open(tiny_bundle))
+@pytest.fixture(scope="module", params=[True, False], ids=["prepacked", "shared weights"])
+def session(tiny_bundle: Path, request: pytest.FixtureRequest) -> Session:
+    return open_session(Bundle.open(tiny_bundle), prepack=request.param)
 
 
 def test_logits_are_the_same_bits_in_every_batch(session: Session) -> None:

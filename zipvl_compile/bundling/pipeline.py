@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from zipvl_compile.bundling import cache as build_cache
 from zipvl_compile.bundling.proof import check_processor, prove
 from zipvl_compile.bundling.writer import check_replaceable, staged_directory
-from zipvl_compile.checkpoint.reader import Checkpoint
+from zipvl_compile.checkpoint.base import Source, Weights
+from zipvl_compile.checkpoint.sources import open_source
 from zipvl_compile.engines.base import EngineBuilder, EngineFile, Job, builder, with_dtype
 from zipvl_compile.recipe.load import LoadedRecipe
 from zipvl_compile.recipe.schema import Recipe, dump_yaml
 from zipvl_compile.weights_file import WEIGHTS_FILE
 from zipvl_serving.backends import BACKENDS
 from zipvl_serving.bundle import PROCESSOR_FOLDER, describe_files
-from zipvl_serving.contract import GRAPHS, ITEM_BYTES, GraphName
+from zipvl_serving.contract import ITEM_BYTES, GraphName
 from zipvl_serving.errors import InputError
 from zipvl_serving.kv_pool import page_bytes
 from zipvl_serving.manifest import MANIFEST_FILE, SCHEMA_VERSION, BreakEven, Engine, Limits, Manifest, Method, Model
@@ -38,6 +39,7 @@ STEPS = (
     "export vision",
     "export prefill",
     "export decode",
+    "export dense_prefill",
     "write weights",
     "build engines",
     "measure break-even",
@@ -94,8 +96,8 @@ def build(
     check_replaceable(out)
     timer = _Timer(on_step)
     with timer.step("read checkpoint"):
-        checkpoint = Checkpoint.open(loaded.model_source, recipe.model.revision)
-        identity = checkpoint.identity(build_cache.cache_directory() if use_cache else None)
+        source = open_source(loaded.model_source, recipe.model.revision, recipe.model.weights)
+        identity = source.identity(build_cache.cache_directory() if use_cache else None)
     tools = build_cache.tool_versions()
     key = build_cache.cache_key(recipe.lock(), identity["files"], tools, gpu or backend.device())
     origin = {"key": key, "tools": tools, "gpu": gpu, "checkpoint": {**identity, "source": str(loaded.model_source)}}
@@ -103,7 +105,7 @@ def build(
     with build_cache.locked(key) if use_cache else nullcontext(None) as entry:
         hit = entry is not None and build_cache.copy_from(entry, out)
         if not hit:
-            _build(recipe, checkpoint, backend, out, origin, timer)
+            _build(recipe, source, backend, out, origin, timer)
             if use_cache:
                 note = build_cache.keep(out, entry)
     return BuildResult(out, hit, time.perf_counter() - started, key, note)
@@ -111,27 +113,28 @@ def build(
 
 def _build(
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    source: Source,
     backend: type[EngineBuilder],
     out: Path,
     origin: dict[str, Any],
     timer: _Timer,
 ) -> None:
-    prompts = PromptProcessor(checkpoint.directory)  # before torch is imported: its faults show at once
+    prompts = PromptProcessor(source.directory)  # before torch is imported: its faults show at once
     from zipvl_compile.models.registry import family
 
-    model = family(checkpoint.config, checkpoint.directory)
-    checkpoint.verify(model.expected_tensors(), model.optional_tensors())
+    whole = family(source.config, source.directory)
+    weights = source.weights(whole.expected_tensors(), whole.optional_tensors())
+    model = whole.first_layers(recipe.model.layers).with_rope_theta(recipe.model.rope_theta)
     _check_fit(recipe, model)
-    check_processor(prompts, checkpoint.directory, model.shape())
+    check_processor(prompts, source.directory, model.shape())
     with staged_directory(out) as staging:
         processor = staging / PROCESSOR_FOLDER
         processor.mkdir()
-        for file in checkpoint.processor_files():
+        for file in source.processor_files():
             shutil.copyfile(file, processor / file.name)
         engines = backend(Job(recipe, model.shape(), model.checkpoint_name))
         exported = _export(recipe, model, engines, timer)
-        places = _place_weights(checkpoint, engines, exported, staging, timer)
+        places = _place_weights(weights, engines, exported, staging, timer)
         with timer.step("build engines") as detail:
             files: dict[GraphName, EngineFile] = {}
             for name, program in exported.items():
@@ -140,7 +143,7 @@ def _build(
         if engines.holds_weights:
             (staging / WEIGHTS_FILE).unlink()
         (staging / RECIPE_LOCK).write_text(dump_yaml(recipe), encoding="utf-8")
-        manifest = _describe(recipe, checkpoint, model, engines, files, places, origin)
+        manifest = _describe(recipe, source.architecture, model, engines, files, places, origin)
         with timer.step("measure break-even") as detail:
             manifest = _measure(recipe, staging, manifest, engines.runs_here(), detail)
         with timer.step("write manifest"):
@@ -183,7 +186,7 @@ def _check_fit(recipe: Recipe, model: LlavaFamily) -> None:
 def _export(recipe: Recipe, model: LlavaFamily, engines: EngineBuilder, timer: _Timer) -> dict[GraphName, Any]:
     import torch
 
-    from zipvl_compile.models.decoder import Decode, Decoder, Prefill
+    from zipvl_compile.models.decoder import Decode, Decoder, DensePrefill, Prefill
     from zipvl_compile.models.dtype import in_dtype
     from zipvl_compile.models.spec import MethodSpec
 
@@ -193,16 +196,17 @@ def _export(recipe: Recipe, model: LlavaFamily, engines: EngineBuilder, timer: _
         "vision": lambda: in_dtype(dtype, model.build_vision),
         "prefill": lambda: Prefill(in_dtype(dtype, lambda: Decoder(model.decoder)), method),
         "decode": lambda: Decode(in_dtype(dtype, lambda: Decoder(model.decoder))),
+        "dense_prefill": lambda: DensePrefill(in_dtype(dtype, lambda: Decoder(model.decoder))),
     }
     exported = {}
-    for name in GRAPHS:
+    for name in engines.graphs:
         with timer.step(f"export {name}"):
             exported[name] = engines.export(name, modules[name])
     return exported
 
 
 def _place_weights(
-    checkpoint: Checkpoint, engines: EngineBuilder, exported: dict[GraphName, Any], staging: Path, timer: _Timer
+    weights: Weights, engines: EngineBuilder, exported: dict[GraphName, Any], staging: Path, timer: _Timer
 ) -> dict[str, tuple[int, int]]:
     """Write the weights that the programs read, once; returns (offset, bytes) of each in the weights file."""
     import torch
@@ -212,12 +216,12 @@ def _place_weights(
     job = engines.job
     names = sorted({job.stored_name(name) for program in exported.values() for name in engines.weights(program)})
     with timer.step("write weights") as detail:
-        return write_weights(checkpoint, names, staging / WEIGHTS_FILE, getattr(torch, job.dtype), detail)
+        return write_weights(weights, names, staging / WEIGHTS_FILE, getattr(torch, job.dtype), detail)
 
 
 def _describe(
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    architecture: str,
     model: LlavaFamily,
     engines: EngineBuilder,
     files: dict[GraphName, EngineFile],
@@ -231,7 +235,7 @@ def _describe(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         cache_key=origin["key"],
         model=Model(
-            architecture=checkpoint.architecture,
+            architecture=architecture,
             shape=model.shape(),
             dtype=engines.job.dtype,
             image_token=model.decoder.image_token,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from zipvl_compile.checkpoint.hashes import hash_files
+from zipvl_compile.checkpoint.base import Source, refuse_revision
+from zipvl_compile.checkpoint.config import first_line, read_config, read_json_object
 from zipvl_compile.checkpoint.hub import fetch_checkpoint, is_hub_id
 from zipvl_compile.checkpoint.names import canonical_name, is_computed
 from zipvl_compile.weights_file import StoredTensor, read_header
@@ -19,26 +19,9 @@ from zipvl_serving.errors import InputError, ZipvlError
 if TYPE_CHECKING:
     import torch
 
-_CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PROCESSOR_FILES = (
-    _CONFIG,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "tokenizer*",
-)
-
-
-class CheckpointIdentity(TypedDict):
-    """`files` maps names relative to the checkpoint's directory to hexadecimal SHA-256."""
-
-    source: str
-    revision: str | None
-    files: dict[str, str]
+_EXPECTED = "a directory with config.json and *.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,18 +32,9 @@ class _Location:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An opened checkpoint: its headers have been read and checked, its tensors have not been read.
+class Checkpoint(Source):
+    """An opened checkpoint: its headers have been read and checked, its tensors have not been read."""
 
-    `source` is what the user named. `revision` is the commit of a hub checkpoint and None for a directory.
-    `architecture` is the first entry of config.json's `architectures`.
-    """
-
-    source: str
-    revision: str | None
-    directory: Path
-    config: dict[str, Any]
-    architecture: str
     _weight_files: tuple[Path, ...]
     _tensors: dict[str, _Location]
 
@@ -73,9 +47,16 @@ class Checkpoint:
         damaged or pickled. Each message is one line.
         """
         directory, commit = _locate(source, revision)
-        config, architecture = _read_config(directory / _CONFIG)
+        config, architecture = read_config(directory, _EXPECTED)
         files, stored = _find_weights(directory)
         return cls(str(source), commit, directory, config, architecture, files, _by_canonical_name(stored))
+
+    def weights(self, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> Checkpoint:
+        self.verify(expected, optional)
+        return self
+
+    def weight_files(self) -> tuple[Path, ...]:
+        return self._weight_files
 
     def names(self) -> list[str]:
         """Canonical names, sorted; buffers that the model computes are left out."""
@@ -100,7 +81,7 @@ class Checkpoint:
             with safe_open(location.file, framework="pt") as file:
                 tensor = file.get_tensor(location.stored_name)
         except (OSError, SafetensorError) as error:
-            raise ZipvlError(f"cannot read tensor {name!r} from {location.file}: {_first_line(error)}") from error
+            raise ZipvlError(f"cannot read tensor {name!r} from {location.file}: {first_line(error)}") from error
         return tensor if dtype is None else tensor.to(dtype)
 
     def verify(self, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:
@@ -125,25 +106,6 @@ class Checkpoint:
         if faults:
             raise ZipvlError(f"{self.directory} does not fit {self.architecture}: {'; '.join(faults)}")
 
-    def processor_files(self) -> list[Path]:
-        """The configuration, tokenizer, image processor and chat template files that are there, by name."""
-        found = {path for pattern in _PROCESSOR_FILES for path in self.directory.glob(pattern) if path.is_file()}
-        return sorted(found)
-
-    def identity(self, memo: Path | None = None, progress: Callable[[int], None] | None = None) -> CheckpointIdentity:
-        """What was opened, down to the SHA-256 of config, weights, index and processor files.
-
-        `memo` is a cache directory that saves rehashing unchanged files; `progress` is told the bytes hashed since
-        its last call. Reads every byte of the weights the first time.
-        """
-        paths = sorted({*self._weight_files, *self.processor_files()})
-        try:
-            digests = hash_files(paths, memo, progress)
-        except OSError as error:
-            raise ZipvlError(f"cannot read {error.filename or self.directory}: {error.strerror or error}") from error
-        files = {path.name: digest for path, digest in digests.items()}
-        return {"source": self.source, "revision": self.revision, "files": files}
-
     def _location(self, name: str) -> _Location:
         try:
             return self._tensors[name]
@@ -153,10 +115,7 @@ class Checkpoint:
 
 def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The checkpoint's directory, and its commit if it came from the hub."""
-    not_found = InputError(
-        f"checkpoint not found: {str(source)!r}; expected a directory with config.json and *.safetensors, "
-        "or a hub id owner/name"
-    )
+    not_found = InputError(f"checkpoint not found: {str(source)!r}; expected {_EXPECTED}, or a hub id owner/name")
     path = Path(source).expanduser()
     try:
         exists = str(source) != "" and path.exists()
@@ -169,20 +128,8 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
         return path, path.name
     if not path.is_dir():
         raise not_found
-    if revision is not None:
-        raise InputError(f"a revision ({revision!r}) is for a hub id; {str(source)!r} is a local directory")
+    refuse_revision(source, revision)
     return path, None
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    if not path.is_file():
-        raise InputError(f"no config.json in {path.parent}; expected a directory with config.json and *.safetensors")
-    config = _read_json_object(path)
-    match config.get("architectures"):
-        case [str(architecture), *_]:
-            return config, architecture
-        case _:
-            raise ZipvlError(f"{path} names no architecture: expected a list of class names in 'architectures'")
 
 
 def _find_weights(directory: Path) -> tuple[tuple[Path, ...], list[_Location]]:
@@ -200,7 +147,7 @@ def _find_weights(directory: Path) -> tuple[tuple[Path, ...], list[_Location]]:
 
 
 def _read_shards(index: Path) -> tuple[tuple[Path, ...], list[_Location]]:
-    shard_of = _read_json_object(index).get("weight_map")
+    shard_of = read_json_object(index).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ZipvlError(f"{index} is damaged: expected a 'weight_map' from tensor names to file names")
     shards = sorted(set(shard_of.values()))
@@ -232,23 +179,7 @@ def _by_canonical_name(stored: Iterable[_Location]) -> dict[str, _Location]:
     return tensors
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ZipvlError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ZipvlError(f"{path} is not valid JSON: {_first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ZipvlError(f"{path} is damaged: expected a JSON object")
-    return value
-
-
 def _first_and_count(kind: str, faults: list[str]) -> list[str]:
     """No fault, no entry; else one: the first, and how many more."""
     more = f" (+{len(faults) - 1} more)" if len(faults) > 1 else ""
     return [f"{kind} {faults[0]}{more}"] if faults else []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

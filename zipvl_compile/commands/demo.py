@@ -71,7 +71,11 @@ def train(
 
 @app.command()
 def score(
+    recipe: Annotated[str, typer.Option(help="The recipe to score, digits or digits-long.")] = RECIPE,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint to score; default: the recipe's.")] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(min=1, help="Ask of videos of so many frames only; repeat for several.")
+    ] = None,
     questions: Annotated[int, typer.Option(help="Questions per column.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 1,
     out: Annotated[Path, typer.Option(help="Where the bundles go.")] = Path("build"),
@@ -82,7 +86,7 @@ def score(
 
     --set changes the recipe for the last of these, to try others.
     """
-    from zipvl_compile.demo.score import COLUMNS
+    from zipvl_compile.demo.score import COLUMNS, video_columns
     from zipvl_compile.demo.score import score as ask_all
     from zipvl_serving.bundle import Bundle
     from zipvl_serving.generator import Generator
@@ -93,11 +97,12 @@ def score(
     bundles = {"literal": source + literal, "shipped": source + (overrides or [])}
     generators = {}
     for name, settings in bundles.items():
-        build(RECIPE, out=out / f"score-{name}", overrides=settings)
-        generators[name] = Generator(Bundle.open(out / f"score-{name}"))
+        bundle = out / f"score-{Path(recipe).stem}-{name}"
+        build(recipe, out=bundle, overrides=settings)
+        generators[name] = Generator(Bundle.open(bundle))
     table: dict[str, dict[str, Any]] = {}
     with stage_progress() as report:
-        for column in COLUMNS:
+        for column in video_columns(frames) if frames else COLUMNS:
             mean_ratio = 1.0
             for label, which in _METHODS.items():
                 generator = generators[which]
@@ -120,7 +125,7 @@ def score(
     typer.echo(_markdown(table))
     if json_out:
         json_out.parent.mkdir(parents=True, exist_ok=True)
-        json_out.write_text(_json({"seed": seed, "questions": questions, "scores": table}))
+        json_out.write_text(_json({"recipe": recipe, "seed": seed, "questions": questions, "scores": table}))
 
 
 _METHODS = {

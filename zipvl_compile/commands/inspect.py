@@ -76,6 +76,19 @@ def _reports(reports: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {"engines": "; ".join(parts)} if parts else {}
 
 
+def _checkpoint(manifest: dict[str, Any]) -> str:
+    """Where the weights came from, and how much of the model was taken."""
+    checkpoint, model = manifest["checkpoint"], manifest["recipe"]["model"]
+    parts = [checkpoint["source"] + (f" at {checkpoint['revision']}" if checkpoint["revision"] else "")]
+    if model.get("weights") == "random":
+        parts.append("random weights")
+    if model.get("layers"):
+        parts.append(f"only the first {model['layers']} layers")
+    if model.get("rope_theta"):
+        parts.append(f"rope theta {model['rope_theta']:g}")
+    return ", ".join(parts)
+
+
 def _show(manifest: dict[str, Any], as_json: bool) -> None:
     if as_json:
         options.print_json(manifest)
@@ -108,8 +121,7 @@ def _show(manifest: dict[str, Any], as_json: bool) -> None:
         ),
         "limits": f"{limits['max_input_tokens']} input tokens, {limits['max_new_tokens']} new, batch "
         f"{limits['max_batch']}, KV {limits['kv_bytes'] / 2**20:.0f} MiB in pages of {limits['page_size']} tokens",
-        "checkpoint": f"{manifest['checkpoint']['source']}"
-        + (f" at {manifest['checkpoint']['revision']}" if manifest["checkpoint"]["revision"] else ""),
+        "checkpoint": _checkpoint(manifest),
         "files": f"{len(manifest['files'])}, {size / 2**20:.1f} MiB, all verified",
         "tools": ", ".join(f"{tool} {version}" for tool, version in manifest["tools"].items()),
     }

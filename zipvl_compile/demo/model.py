@@ -55,8 +55,8 @@ def build_model() -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(build_config())
 
 
-def build_processor() -> LlavaProcessor:
-    """Tokenizer (one word, one token), image processor and chat template."""
+def build_processor(side: int = SIDE, patch: int = CELL) -> LlavaProcessor:
+    """Tokenizer (one word, one token), image processor (`side` pixels square, in patches of `patch`), chat template."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -68,10 +68,10 @@ def build_processor() -> LlavaProcessor:
         extra_special_tokens={"image_token": "<image>"}, model_max_length=32768, padding_side="left",
     )  # fmt: skip
     image_processor = CLIPImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
-        image_processor=image_processor, tokenizer=tokenizer, patch_size=CELL,
+        image_processor=image_processor, tokenizer=tokenizer, patch_size=patch,
         vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
     )  # fmt: skip
 

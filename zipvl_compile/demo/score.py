@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from zipvl_compile.demo.questions import Question, ask
+from zipvl_compile.demo.questions import VIDEO_TASKS, Question, ask
 from zipvl_compile.demo.scenes import Scene, sample_scenes
 from zipvl_serving.generator import Generator
 from zipvl_serving.method import MethodParams
@@ -36,6 +36,11 @@ COLUMNS = (
     Column("color", 8, easy=True),
     Column("count", 8, easy=False),
 )
+
+
+def video_columns(frames: Sequence[int]) -> tuple[Column, ...]:
+    """The tasks that make sense over many frames, each over every one of these numbers of frames."""
+    return tuple(Column(task, number, easy=task == "color") for number in frames for task in VIDEO_TASKS)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zipvl_compile.recipe.schema import Recipe, Target
 from zipvl_serving.backends import BACKENDS
-from zipvl_serving.contract import Dtype, GraphName, GraphSpec, ModelShape, graph_spec
+from zipvl_serving.contract import GRAPHS, Dtype, GraphName, GraphSpec, ModelShape, graph_spec
 from zipvl_serving.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class EngineBuilder(ABC):
     name: str
     dtypes: tuple[Dtype, ...]
     """Weight dtypes it can build for."""
+    graphs: tuple[GraphName, ...] = GRAPHS
+    """What it builds."""
     holds_weights = False
     """Whether engines have the weights inside, so that the bundle needs no weights file."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zipvl_compile.engines.base import Availability, EngineFile, installed
 from zipvl_compile.engines.onnx_graphs import OnnxGraphBuilder
 from zipvl_compile.recipe.schema import Target
-from zipvl_serving.contract import GraphName
+from zipvl_serving.contract import GRAPHS, GraphName
 from zipvl_serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ class OnnxRuntimeBuilder(OnnxGraphBuilder):
     name = "onnxruntime"
     executor = "onnxruntime"
     dtypes = ("float32",)
+    graphs = (*GRAPHS, "dense_prefill")
+    """Dense prompts have a graph without selection: to gather and scatter all rows costs percents of a prefill."""
 
     @staticmethod
     def availability() -> Availability:

@@ -24,7 +24,7 @@ class TensorRTRTXBuilder(OnnxGraphBuilder):
     """The method's functions run as TensorRT-RTX's own layers, attention over T as its fused kernel."""
 
     name = "tensorrt_rtx"
-    executor = "tensorrt_rtx"
+    executor = "portable"
     dtypes = ("float16", "bfloat16")
     """Not float32: there is no fused attention for it, and without one the scores are n x n."""
     holds_weights = True

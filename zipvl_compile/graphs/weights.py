@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from zipvl_compile.checkpoint.reader import Checkpoint
+from zipvl_compile.checkpoint.base import Weights
 from zipvl_compile.weights_file import WEIGHTS_FILE, write_safetensors
 from zipvl_serving.errors import InputError
 
@@ -52,7 +52,7 @@ def fold_transposes(graph: ir.Graph) -> None:
 
 
 def write_weights(
-    checkpoint: Checkpoint, names: Iterable[str], path: Path, dtype: torch.dtype, on_tensor: Callable[[str], None]
+    weights: Weights, names: Iterable[str], path: Path, dtype: torch.dtype, on_tensor: Callable[[str], None]
 ) -> dict[str, tuple[int, int]]:
     """Copy tensors by canonical name (suffix `.T`: transposed) into one safetensors file, one at a time, as `dtype`.
 
@@ -61,13 +61,13 @@ def write_weights(
 
     def entry(name: str) -> tuple[str, str, tuple[int, ...], Callable[[], torch.Tensor]]:
         stored = name.removesuffix(TRANSPOSED)
-        shape, held = checkpoint.shape(stored), checkpoint.dtype(stored)
+        shape, held = weights.shape(stored), weights.dtype(stored)
         if held not in _FLOATS:
             raise InputError(f"tensor {stored!r} is stored as {held}; valid: {', '.join(_FLOATS)}")
 
         def load() -> torch.Tensor:
             on_tensor(name)
-            tensor = checkpoint.load(stored, dtype)
+            tensor = weights.load(stored, dtype)
             return tensor if stored == name else tensor.t().contiguous()
 
         return name, _SAFETENSORS_DTYPE[dtype], shape if stored == name else shape[::-1], load

@@ -76,6 +76,13 @@ class Attention(nn.Module):
         # An explicit -1 stays in the graph: rows of T are fewer than the n that tracing would write here.
         return projected.view(-1, projected.shape[-1] // self.head_dim, self.head_dim)
 
+    def dense(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attention of every token to every earlier one: output [n, hidden], key and value [n, kv_heads, head_dim]."""
+        count = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
+        query, key = (rotate(self.heads(project(x)), table) for project in (self.q_proj, self.k_proj))
+        value = self.heads(self.v_proj(x))
+        return self.o_proj(sparse_attention(query, key, value, count, self.scale)), key, value
+
 
 class MLP(nn.Module):
     """Gated SiLU feed-forward."""
@@ -114,6 +121,12 @@ class Decoder(nn.Module):
         if not spec.tied_embeddings:
             self.lm_head = nn.Linear(spec.hidden, spec.vocabulary, bias=False)
 
+    def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+        """Embeddings [n, hidden] with the k-th image token replaced by the k-th image feature."""
+        is_image = input_ids == self.spec.image_token
+        visual = image_features.index_select(0, (is_image.long().cumsum(0) - 1).clamp(min=0))
+        return torch.where(is_image.unsqueeze(1), visual, self.embed_tokens(input_ids))
+
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] -> float32 [rows, vocabulary]."""
         head = self.embed_tokens if self.spec.tied_embeddings else self.lm_head
@@ -148,12 +161,14 @@ class Prefill(nn.Module):
         [rows, kv_heads, head_dim].
         """
         spec, counts, kept = self.decoder.spec, [], []
-        x = self.embed(input_ids, image_features)
+        x = self.decoder.embed(input_ids, image_features)
         table = rotary_table(spec.rope, position_ids)
         for number, layer in enumerate(self.decoder.layers):
             normed = layer.input_layernorm(x)
             if number < self.method.dense_layers:
-                attended, index, count, key, value = self.dense_attention(layer.self_attn, normed, table)
+                attended, key, value = layer.self_attn.dense(normed, table)
+                count = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
+                index = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
             else:
                 attended, index, count, key, value = self.zipvl_attention(
                     layer.self_attn, normed, table, probe_positions, forced, tau, ratio_min, ratio_max
@@ -165,12 +180,6 @@ class Prefill(nn.Module):
             counts.append(count)
             kept += [index, key, value]
         return self.decoder.logits(x)[0], torch.cat(counts), *kept
-
-    def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
-        """Embeddings [n, hidden] with the k-th image token replaced by the k-th image feature."""
-        is_image = input_ids == self.decoder.spec.image_token
-        visual = image_features.index_select(0, (is_image.long().cumsum(0) - 1).clamp(min=0))
-        return torch.where(is_image.unsqueeze(1), visual, self.decoder.embed_tokens(input_ids))
 
     def zipvl_attention(
         self,
@@ -205,14 +214,28 @@ class Prefill(nn.Module):
             return output, index, count, key, value
         return output, index, count, kept_key, kept_value
 
-    def dense_attention(self, attention: Attention, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Attention of every token to every earlier one."""
-        count = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
-        query, key = (rotate(attention.heads(p(x)), table) for p in (attention.q_proj, attention.k_proj))
-        value = attention.heads(attention.v_proj(x))
-        attended = sparse_attention(query, key, value, count, attention.scale)
-        output = attention.o_proj(attended)
-        return output, torch.arange(x.shape[0], dtype=torch.int32, device=x.device), count, key, value
+
+class DensePrefill(nn.Module):
+    """One request's prompt, every token kept in every layer."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: torch.Tensor, image_features: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Inputs as Prefill's; returns logits [vocabulary], then per layer key and value [n, kv_heads, head_dim]."""
+        x, kept = self.decoder.embed(input_ids, image_features), []
+        table = rotary_table(self.decoder.spec.rope, position_ids)
+        for number, layer in enumerate(self.decoder.layers):
+            attended, *rows = layer.self_attn.dense(layer.input_layernorm(x), table)
+            x = x + attended
+            if number == self.decoder.spec.layers - 1:
+                x = x[-1:]  # only the last token's logits are wanted
+            x = layer.feed_forward(x)
+            kept += rows
+        return self.decoder.logits(x)[0], *kept
 
 
 class Decode(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from zipvl_compile.models.llama import MODEL_TYPES, decoder_spec
 from zipvl_compile.models.require import require
 from zipvl_compile.models.spec import DecoderSpec
 from zipvl_serving.contract import ModelShape
+from zipvl_serving.errors import InputError
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 _STRATEGIES = ("default", "full")
@@ -50,6 +52,28 @@ class LlavaFamily:
         self.config: LlavaConfig = LlavaConfig.from_dict(config)
         require("vision_feature_select_strategy", self.config.vision_feature_select_strategy, _STRATEGIES)
         self.decoder: DecoderSpec = decoder_spec(self.config.text_config, self.config.image_token_id)
+
+    def first_layers(self, layers: int | None) -> LlavaFamily:
+        """This model with only its first decoder layers (None: all of them); InputError where it has fewer."""
+        if layers is None:
+            return self
+        if layers > self.decoder.layers:
+            raise InputError(f"model.layers: {layers} is out of range; the checkpoint has {self.decoder.layers} layers")
+        return self._with_text(num_hidden_layers=layers)
+
+    def with_rope_theta(self, theta: float | None) -> LlavaFamily:
+        """This model with another base of its rotary angles (None: its own)."""
+        if theta is None:
+            return self
+        return self._with_text(rope_parameters={**self.config.text_config.rope_parameters, "rope_theta": theta})
+
+    def _with_text(self, **changes: Any) -> LlavaFamily:
+        changed = copy.copy(self)
+        changed.config = copy.deepcopy(self.config)
+        for name, value in changes.items():
+            setattr(changed.config.text_config, name, value)
+        changed.decoder = decoder_spec(changed.config.text_config, changed.config.image_token_id)
+        return changed
 
     def build_vision(self) -> nn.Module:
         return LlavaVision(self.config)

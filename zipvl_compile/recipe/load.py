@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from zipvl_compile.checkpoint.hub import is_hub_id
 from zipvl_compile.recipe.messages import first_problem
 from zipvl_compile.recipe.schema import Recipe
-from zipvl_compile.recipe.source import Mark, find_recipe, gather, is_dir, merge, problem, read_override
+from zipvl_compile.recipe.source import Key, Mark, Section, find_recipe, gather, is_dir, merge, problem, read_override
+
+Root = TypeVar("Root", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     Raises InputError with one line, `FILE:LINE: KEY: what was wrong; what would have been valid`.
     """
     file = find_recipe(path)
-    tree = gather(file)
-    for override in overrides:
-        tree = merge(tree, read_override(override))
-    marks = dict(tree.marks())
-    try:
-        recipe = Recipe.model_validate(tree.plain())
-    except ValidationError as error:
-        raise first_problem(error, marks, file) from None
+    recipe, marks = validate(read_tree(file, overrides), Recipe, file)
     mark = marks[("model", "source")]
     base = mark.file.parent.resolve() if mark.file else Path.cwd()
     return LoadedRecipe(recipe, file.resolve(), _locate(recipe.model.source, base, mark), base)
+
+
+def read_tree(file: Path, overrides: Sequence[str]) -> Section:
+    """A YAML file over what it extends, and the overrides over both."""
+    tree = gather(file)
+    for override in overrides:
+        tree = merge(tree, read_override(override))
+    return tree
+
+
+def validate(tree: Section, root: type[Root], file: Path) -> tuple[Root, dict[Key, Mark]]:
+    """The value that a tree describes, and where each of its keys was written; InputError with one line."""
+    marks = dict(tree.marks())
+    try:
+        return root.model_validate(tree.plain()), marks
+    except ValidationError as error:
+        raise first_problem(error, marks, file, root) from None
 
 
 def _locate(source: str, base: Path, mark: Mark) -> Path | str:

@@ -68,7 +68,7 @@ def _lengths(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
-Ratio = Annotated[float, BeforeValidator(_exponent), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_exponent), Field(allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -82,6 +82,18 @@ class Model(_Part):
         description="Checkpoint: a local directory, relative to the file that names it, or a hub id `owner/name`."
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit; null is the default branch.")
+    weights: Literal["checkpoint", "random"] = Field(
+        default="checkpoint",
+        description="`random` makes weights up in the shapes of config.json: for what a model costs, not what it says.",
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="Build only this many decoder layers, the first; null is all of them."
+    )
+    rope_theta: Number | None = Field(
+        default=None,
+        gt=0,
+        description="Base of the rotary angles; null is config.json's. A larger one reaches past the training length.",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto",
         description="Type of weights and activations; `auto` is the backend's own: float32 on a CPU, float16 on a GPU.",
@@ -112,19 +124,19 @@ class Force(_Part):
 class ZipVL(_Part):
     """The method: how many tokens each layer keeps, and which."""
 
-    tau: Ratio = Field(
+    tau: Number = Field(
         default=0.975,
         gt=0,
         le=1,
         description="Share of a layer's attention mass that the kept tokens retain.",
     )
-    ratio_min: Ratio = Field(
+    ratio_min: Number = Field(
         default=0.0,
         ge=0,
         le=1,
         description="Floor on the share of tokens that a layer chooses; forced tokens come on top.",
     )
-    ratio_max: Ratio = Field(
+    ratio_max: Number = Field(
         default=1.0, ge=0, le=1, description="Ceiling on that share; equal to ratio_min it forces a fixed ratio."
     )
     probe: Probe = Field(default_factory=Probe, description="How many probe tokens, and from where.")
@@ -150,7 +162,7 @@ class ZipVL(_Part):
     def _ordered(self) -> ZipVL:
         if self.ratio_min > self.ratio_max:
             what = f"zipvl.ratio_min {self.ratio_min} is above zipvl.ratio_max {self.ratio_max}; must be at most that"
-            raise _clash(what, ("ratio_min",), ("ratio_max",))
+            raise clash(what, ("ratio_min",), ("ratio_max",))
         return self
 
 
@@ -205,7 +217,7 @@ class Serving(ServingConfig):
 class Benchmarks(_Part):
     """How the build measures the length from which ZipVL pays off."""
 
-    break_even_ratio: Ratio = Field(
+    break_even_ratio: Number = Field(
         default=0.5,
         gt=0,
         le=1,
@@ -243,7 +255,7 @@ class Recipe(_Part):
         if default > limit:
             what = f"serving.max_new_tokens_default {default} is above target.limits.max_new_tokens {limit}"
             keys = ("serving", "max_new_tokens_default"), ("target", "limits", "max_new_tokens")
-            raise _clash(f"{what}; must be at most that", *keys)
+            raise clash(f"{what}; must be at most that", *keys)
         return self
 
     def lock(self) -> dict[str, Any]:
@@ -258,6 +270,6 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _clash(message: str, *keys: Key) -> PydanticCustomError:
+def clash(message: str, *keys: Key) -> PydanticCustomError:
     """Two values that exclude each other; the line to report is that of the first key that was written."""
     return PydanticCustomError("clash", "{message}", {"message": message, "keys": keys})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,18 +104,25 @@ def recipes_dir() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes in `recipes_dir()` that `find_recipe` takes in place of a path."""
-    return sorted(file.stem for file in recipes_dir().glob("*.yaml"))
+    """Names of the recipes in `recipes_dir()` that `find_recipe` takes in place of a path: `digits`, `shapes/NAME`."""
+    root = recipes_dir()
+    files = (*root.glob("*.yaml"), *root.glob("shapes/*.yaml"))
+    return sorted(file.relative_to(root).with_suffix("").as_posix() for file in files)
 
 
 def find_recipe(path: str | Path) -> Path:
     """A recipe file, by path or else by the name of one in `recipes_dir()`."""
+    return find_shipped(path, recipe_names(), recipes_dir(), "recipe")
+
+
+def find_shipped(path: str | Path, names: Sequence[str], folder: Path, noun: str) -> Path:
+    """A YAML file, by path or else by one of the `names` that ship in `folder`; InputError lists them."""
     if is_file(Path(path)):
         return Path(path)
     name = str(path).removesuffix(".yaml")
-    if name in recipe_names():
-        return recipes_dir() / f"{name}.yaml"
-    raise problem(shorten(str(path), 200) or "''", (), f"no such recipe file; {nearest(name, recipe_names())}")
+    if name in names:
+        return folder / f"{name}.yaml"
+    raise problem(shorten(str(path), 200) or "''", (), f"no such {noun} file; {nearest(shorten(name), names)}")
 
 
 def is_file(path: Path) -> bool:

@@ -37,7 +37,7 @@ def create_app(
 ) -> ASGIApp:
     """The gateway over one backend.
 
-    texts: of the served model's tokens. api_keys: with any, all paths but /health/ need one of them.
+    texts: of the served model's tokens. api_keys: with any, all paths but /health need one of them.
     """
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(title="zipvl", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -89,6 +89,7 @@ def _operations(backend: Backend) -> APIRouter:
             return PlainTextResponse("live")
         return PlainTextResponse("the engine has stopped", 503)
 
+    @router.get("/health")  # where clients of vLLM look
     @router.get("/health/ready")
     async def ready() -> Response:
         why_not = await backend.ready()

@@ -16,7 +16,7 @@ from zipvl_serving.errors import InputError
 from zipvl_serving.gateway.errors import ApiError
 
 _KEY = re.compile(r"[!-~]+")
-_OPEN = "/health/"
+_OPEN = "/health"
 
 
 def read_keys(file: Path) -> tuple[str, ...]:
@@ -44,14 +44,14 @@ def is_world_readable(file: Path) -> bool:
 
 
 class BearerAuth:
-    """ASGI middleware: every path but /health/ needs `Authorization: Bearer KEY`; the body of others is not read."""
+    """ASGI middleware: every path but /health and below needs `Authorization: Bearer KEY`, before a body is read."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(_OPEN):
+        if scope["type"] == "http" and not f"{scope['path']}/".startswith(f"{_OPEN}/"):
             refusal = self._refusal(Headers(scope=scope).get("authorization", ""))
             if refusal:
                 await refusal.response()(scope, receive, send)

@@ -57,6 +57,9 @@ class DecodeInputs:
 class Session(ABC):
     """A loaded engine: three graphs over one copy of the weights."""
 
+    invariant_rows = 2
+    """Rows of a decode step from which on no row's result depends on how many there are."""
+
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
 
@@ -79,15 +82,16 @@ class Session(ABC):
         return HostPages(shape, manifest.model.dtype)
 
 
-def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> Session:
+def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool = True, prepack: bool = True) -> Session:
     """Load a bundle's engine.
 
-    threads bounds its intra-op threads (None: all cores); spinning lets them wait for work without giving up the core.
+    threads bounds its intra-op threads (None: all cores); spinning lets them wait for work without giving up the core;
+    prepack holds decode's weights a second time, in the layout that a CPU multiplies fastest.
     """
     backend = BACKENDS[bundle.manifest.engine.backend]
     if not spinning:
         # Of torch's OpenMP library, read when it is loaded. Between no spinning and all of it lies the worst.
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
     opener = getattr(importlib.import_module(backend.module), backend.session)
-    session: Session = opener(bundle, threads=threads, spinning=spinning)
+    session: Session = opener(bundle, threads=threads, spinning=spinning, prepack=prepack)
     return session

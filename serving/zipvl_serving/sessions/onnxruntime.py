@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
-from zipvl_serving.contract import GraphName, graph_spec
+from zipvl_serving.contract import GraphName, GraphSpec, graph_spec
 from zipvl_serving.errors import ZipvlError
 from zipvl_serving.sessions.base import DecodeInputs, PrefillInputs, PrefillOutputs, Session
 
@@ -26,37 +26,68 @@ _TYPES = {
 }
 
 
-def _open_graph(file: Path, threads: int | None, *, spinning: bool) -> ort.InferenceSession:
-    """Open one graph on CPU with its weights mapped; ZipvlError, one line, where ONNX Runtime refuses it."""
+PROVIDERS = ["CPUExecutionProvider"]
+
+
+def session_options(threads: int | None, *, spinning: bool, prepack: bool) -> ort.SessionOptions:
+    """How a graph is opened."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    # Prepacking copies every weight per session; without it prefill and decode read one mapped file.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    # Prepacking copies every weight per session; without it sessions read one mapped file.
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    return options
+
+
+def _open_graph(file: Path, threads: int | None, *, spinning: bool, prepack: bool) -> ort.InferenceSession:
+    """Open one graph on CPU with its weights mapped; ZipvlError, one line, where ONNX Runtime refuses it."""
+    options = session_options(threads, spinning=spinning, prepack=prepack)
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(file), options, providers=PROVIDERS)
     except Exception as error:  # ONNX Runtime raises its own bare types
         raise ZipvlError(f"{file}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
 
 
+def prefill_feed(bundle: Bundle, graph: GraphName, inputs: PrefillInputs, features: Array | None) -> dict[str, Array]:
+    """A prompt as the inputs of `prefill` or `dense_prefill`, by name; features [visual, hidden] or None."""
+    model = bundle.manifest.model
+    image = np.zeros((1, model.shape.hidden), dtype=model.dtype) if features is None else features
+    given = vars(inputs) | {"image_features": image}
+    return {
+        tensor.name: np.atleast_1d(np.asarray(given[tensor.name], dtype=tensor.dtype))
+        for tensor in _spec(bundle, graph).inputs
+    }
+
+
+def _spec(bundle: Bundle, graph: GraphName) -> GraphSpec:
+    manifest = bundle.manifest
+    return graph_spec(graph, manifest.model.shape, manifest.limits.page_size, manifest.model.dtype)
+
+
 class OnnxRuntimeSession(Session):
-    """Three inference sessions of one bundle."""
+    """The inference sessions of one bundle."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True, prepack: bool = True
+    ) -> None:
+        """prepack is for decode: its few rows are multiplied twice as fast by packed weights, and one row in the same
+        order of additions as many. Prompts have rows enough to pack weights as they go."""
         super().__init__(bundle)
-        self._graphs = {graph: self._load(graph, threads, spinning=spinning) for graph in bundle.manifest.engine.graphs}
-        self._no_image = np.zeros((1, bundle.manifest.model.shape.hidden), dtype=bundle.manifest.model.dtype)
+        self.invariant_rows = 1 if prepack else 2
+        self._graphs = {
+            graph: self._load(graph, threads, spinning=spinning, prepack=prepack and graph == "decode")
+            for graph in bundle.manifest.engine.graphs
+        }
 
-    def _load(self, graph: GraphName, threads: int | None, *, spinning: bool) -> ort.InferenceSession:
-        session = _open_graph(self.bundle.graph_path(graph), threads, spinning=spinning)
+    def _load(self, graph: GraphName, threads: int | None, *, spinning: bool, prepack: bool) -> ort.InferenceSession:
+        session = _open_graph(self.bundle.graph_path(graph), threads, spinning=spinning, prepack=prepack)
         self._check(graph, session)
         return session
 
     def _check(self, graph: GraphName, session: ort.InferenceSession) -> None:
-        manifest = self.bundle.manifest
-        spec = graph_spec(graph, manifest.model.shape, manifest.limits.page_size, manifest.model.dtype)
+        spec = _spec(self.bundle, graph)
         wanted = [(t.name, _TYPES[t.dtype], list(t.shape)) for t in (*spec.inputs, *spec.outputs)]
         found = [(t.name, t.type, list(t.shape)) for t in (*session.get_inputs(), *session.get_outputs())]
         for want, have in zip(wanted, found, strict=False):
@@ -71,14 +102,21 @@ class OnnxRuntimeSession(Session):
         return flat
 
     def prefill(self, inputs: PrefillInputs, image_features: Array | None) -> PrefillOutputs:
-        scalars = {
-            name: np.array([getattr(inputs, name)], dtype=np.float32) for name in ("tau", "ratio_min", "ratio_max")
-        }
-        arrays = {name: getattr(inputs, name) for name in ("input_ids", "position_ids", "probe_positions", "forced")}
-        features = self._no_image if image_features is None else image_features
-        logits, counts, *kept = self._graphs["prefill"].run(None, {**arrays, **scalars, "image_features": features})
+        if inputs.ratio_min >= 1 and "dense_prefill" in self._graphs:
+            return self._dense_prefill(inputs, image_features)
+        logits, counts, *kept = self._graphs["prefill"].run(
+            None, prefill_feed(self.bundle, "prefill", inputs, image_features)
+        )
         index = [tokens[:count] for tokens, count in zip(kept[0::3], counts, strict=True)]
         return PrefillOutputs(logits, counts, index, list(zip(kept[1::3], kept[2::3], strict=True)))
+
+    def _dense_prefill(self, inputs: PrefillInputs, image_features: Array | None) -> PrefillOutputs:
+        feed = prefill_feed(self.bundle, "dense_prefill", inputs, image_features)
+        logits, *kept = self._graphs["dense_prefill"].run(None, feed)
+        cache = list(zip(kept[0::2], kept[1::2], strict=True))
+        tokens = len(inputs.input_ids)
+        everything = np.arange(tokens, dtype=np.int32)
+        return PrefillOutputs(logits, np.full(len(cache), tokens, np.int32), [everything] * len(cache), cache)
 
     def decode(self, inputs: DecodeInputs) -> tuple[Array, Array, Array]:
         logits, new_keys, new_values = self._graphs["decode"].run(None, vars(inputs))

@@ -28,8 +28,10 @@ class _EngineSession(DeviceSession):
     module: ClassVar[str]
     library: ClassVar[str]
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> None:
-        """threads and spinning are a CPU's; the GPU does the work here."""
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True, prepack: bool = True
+    ) -> None:
+        """threads, spinning and prepack are a CPU's; the GPU does the work here."""
         super().__init__(bundle, self._find_device(bundle))
         self.trt = self._import(bundle)
         if self.device.type == "cuda" and importlib.util.find_spec("triton") is not None:

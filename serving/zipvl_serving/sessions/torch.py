@@ -28,8 +28,11 @@ from zipvl_serving.sessions.mapped_weights import load_weights
 class TorchSession(DeviceSession):
     """Three exported programs over one copy of the weights, and prefill once more for prompts that run dense."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True) -> None:
-        """threads bounds torch's on a CPU, in all of this process; spinning is its OpenMP library's affair."""
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True, prepack: bool = True
+    ) -> None:
+        """threads bounds torch's on a CPU, in all of this process; spinning is its OpenMP library's affair; nothing is
+        packed."""
         super().__init__(bundle, _find_device(bundle))
         if threads is not None:
             torch.set_num_threads(threads)

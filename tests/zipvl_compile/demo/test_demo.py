@@ -13,6 +13,7 @@ from zipvl_compile.demo.model import build_model
 from zipvl_compile.demo.packing import encode, pack, pixels_of
 from zipvl_compile.demo.questions import VIDEO_TASKS, VOCABULARY, ask
 from zipvl_compile.demo.scenes import COLORS, GRID, WHITE, glyphs, sample_scenes
+from zipvl_compile.demo.score import held_out_questions, video_columns
 from zipvl_compile.demo.train import answer_logits, held_out_accuracy, train
 from zipvl_compile.recipe.load import load_recipe
 
@@ -59,6 +60,15 @@ def test_answers_are_true_of_the_scene(frames: int) -> None:
                 assert word == (names[kind] if "color" in task else str(digit) if kind <= WHITE else "_")
     assert all(asked[task] > 10 for task in (TASKS if frames == 1 else VIDEO_TASKS))
     assert frames == 1 or not any(asked[task] for task in TASKS if task not in VIDEO_TASKS)
+
+
+def test_columns_of_long_videos() -> None:
+    assert [column.name for column in video_columns([1, 114])] == [
+        *("color, 1 frame", "count, 1 frame", "color, 114 frames", "count, 114 frames")
+    ]
+    column = video_columns([40])[1]
+    (scene, question), again = (next(iter(held_out_questions(column, 1, 3))) for _ in range(2))
+    assert len(scene.frames) == 40 and question.task == "count" and again[1] == question
 
 
 @torch.no_grad()

@@ -91,3 +91,24 @@ def test_visual_tokens_of_an_image(strategy: str, tokens: int) -> None:
     found = family(_config(vision_feature_select_strategy=strategy))
     assert found.shape().tokens_per_image == tokens
     assert found.build_vision()(torch.zeros(2, 3, 48, 48)).shape == (2, tokens, 128)
+
+
+def test_the_first_layers_are_the_same_model_but_shorter() -> None:
+    whole = family(_config())
+    cut = whole.first_layers(2)
+    assert whole.first_layers(None) is whole and whole.decoder.layers == 5
+    assert cut.decoder.layers == cut.shape().layers == cut.config.text_config.num_hidden_layers == 2
+    missing = set(whole.expected_tensors()) - set(cut.expected_tensors())
+    assert {name.split(".")[3] for name in missing} == {"2", "3", "4"}
+    assert cut.expected_tensors().items() <= whole.expected_tensors().items()
+    with pytest.raises(InputError, match=r"^model\.layers: 6 is out of range; the checkpoint has 5 layers$"):
+        whole.first_layers(6)
+
+
+def test_another_rope_theta_is_that_of_a_config_that_says_so() -> None:
+    model = family(_config())
+    expected = family(_config(text_config__rope_parameters={"rope_type": "default", "rope_theta": 2e5}))
+    assert model.with_rope_theta(2e5).decoder == expected.decoder != model.decoder
+    assert model.with_rope_theta(None) is model
+    cut = model.first_layers(2).with_rope_theta(2e5)
+    assert cut.decoder.layers == 2 and cut.decoder.rope == expected.decoder.rope

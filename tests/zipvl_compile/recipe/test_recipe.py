@@ -19,7 +19,14 @@ from zipvl_compile.recipe.source import recipe_names, recipes_dir
 def test_defaults() -> None:
     assert load(HEAD).recipe.lock() == {
         "name": "r",
-        "model": {"source": "here", "revision": None, "dtype": "auto"},
+        "model": {
+            "source": "here",
+            "revision": None,
+            "weights": "checkpoint",
+            "layers": None,
+            "rope_theta": None,
+            "dtype": "auto",
+        },
         "zipvl": {
             "tau": 0.975,
             "ratio_min": 0.0,
@@ -50,6 +57,7 @@ def test_defaults() -> None:
             "timeout_s": 0.0,
             "batch_invariant": True,
             "threads": 0,
+            "prepack": True,
             "spinning": False,
             "preprocess_threads": 2,
             "image_cache_bytes": 64 << 20,
@@ -66,7 +74,30 @@ def test_defaults() -> None:
 def test_shipped_recipes_load(name: str) -> None:
     loaded = load_recipe(name)
     assert loaded.path == recipes_dir() / f"{name}.yaml"
-    assert loaded.recipe.name == name
+    folder, _, stem = name.rpartition("/")
+    assert loaded.recipe.name == (f"{stem}-shape" if folder else stem)
+    # So that it travels with the recipe into a wheel.
+    assert isinstance(loaded.model_source, Path) and loaded.model_source.is_relative_to(recipes_dir().resolve())
+    assert (loaded.model_source / "config.json").is_file()
+
+
+def test_shape_recipes() -> None:
+    names = [name for name in recipe_names() if name.startswith("shapes/")]
+    assert names == ["shapes/llava-0.5b", "shapes/llava-13b", "shapes/llava-7b"]
+    for name in names:
+        loaded = load_recipe(name)
+        assert loaded.recipe.model.weights == "random" and loaded.recipe.model.layers
+        assert loaded.recipe.zipvl.dense_below == 0, "what a study forces must not run dense"
+        assert loaded.recipe.target.limits.max_input_tokens >= 16384 + 1024
+        assert not list(Path(loaded.model_source).glob("*.safetensors"))
+
+
+def test_digits_long_takes_16k_visual_tokens() -> None:
+    recipe = load_recipe("digits-long").recipe
+    frames, rows = recipe.serving.max_images, 5 * 2 * 2 * 32 * 4
+    assert 16384 <= frames * 36 < recipe.target.limits.max_input_tokens
+    assert recipe.target.limits.kv_bytes >= 4 * rows * recipe.target.limits.max_input_tokens
+    assert recipe.zipvl == load_recipe("digits").recipe.zipvl
 
 
 def test_digits_recipe() -> None:

@@ -9,6 +9,7 @@ from helpers.recipes import HEAD, load, refusal, write
 
 from zipvl_compile.recipe.load import load_recipe
 from zipvl_compile.recipe.source import find_recipe, recipes_dir
+from zipvl_serving.errors import InputError
 
 # --- finding ---
 
@@ -17,6 +18,14 @@ def test_a_file_wins_over_a_shipped_recipe_of_that_name() -> None:
     assert find_recipe("digits") == find_recipe("digits.yaml") == recipes_dir() / "digits.yaml"
     write("digits.yaml", HEAD)
     assert find_recipe("digits.yaml") == Path("digits.yaml")
+
+
+def test_shapes_are_found_by_name() -> None:
+    assert find_recipe("shapes/llava-0.5b") == recipes_dir() / "shapes" / "llava-0.5b.yaml"
+    with pytest.raises(InputError, match=r"^shapes/llava-05b: no such recipe file; did you mean 'shapes/llava-0\.5b'"):
+        find_recipe("shapes/llava-05b")
+    with pytest.raises(InputError, match="no such recipe file"):
+        find_recipe("shared/zipvl")  # a part
 
 
 @pytest.mark.parametrize(

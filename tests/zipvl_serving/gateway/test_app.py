@@ -193,15 +193,16 @@ def test_routes_that_are_none(method: str, path: str, status: int, message: str)
 def test_health_and_metrics() -> None:
     backend = FakeBackend()
     assert call(backend, "GET", "/health/live").status_code == 200
-    assert call(backend, "GET", "/health/ready").text == "ready"
+    assert call(backend, "GET", "/health/ready").text == call(backend, "GET", "/health").text == "ready"
     assert call(backend, "GET", "/metrics").text == "fake_total 1\n"
     assert call(backend, "GET", "/version").json()["version"]
     backend.is_live = False
     assert call(backend, "GET", "/health/live").status_code == 503
 
 
-def test_not_ready_is_a_line() -> None:
-    response = call(FakeBackend(ZipvlError("the model is broken")), "GET", "/health/ready")
+@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+def test_not_ready_is_a_line(path: str) -> None:
+    response = call(FakeBackend(ZipvlError("the model is broken")), "GET", path)
     assert (response.status_code, response.text) == (503, "the model is broken")
 
 

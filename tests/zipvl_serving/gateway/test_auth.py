@@ -77,12 +77,12 @@ def test_a_wrong_key_is_refused(key: str) -> None:
     assert not backend.requests
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/version", "/v1/models", "/nowhere", "/health"])
+@pytest.mark.parametrize("path", ["/metrics", "/version", "/v1/models", "/nowhere", "/healthy"])
 def test_all_but_health_is_closed(path: str) -> None:
     refused(call(FakeBackend(), "GET", path, api_keys=KEYS), 401)
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
 def test_health_is_open(path: str) -> None:
     assert call(FakeBackend(), "GET", path, api_keys=KEYS).status_code == 200
 
