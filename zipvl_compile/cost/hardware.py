@@ -1,14 +1,17 @@
-"""GPUs as the cost model sees them: published peaks, and how much of them well-made kernels reach."""
+"""GPUs and CPUs as the cost model sees them: peaks, and how much of them well-made kernels reach."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from zipvl_compile.engines.gpus import common_name
 from zipvl_serving.errors import InputError, nearest
+from zipvl_serving.machine import memory_bytes, usable_cores
 
 GIB = 1 << 30
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,78 @@ where its programs end early."""
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """Peaks by the vendor's data sheet."""
+class Device(ABC):
+    """Peaks of what runs a model."""
 
     name: str
     flops: float
-    """fp16 and bf16 tensor cores with float32 accumulation, dense, FLOP/s."""
+    """Of matrix products, FLOP/s: a GPU's in fp16 and bf16 on tensor cores with float32 accumulation, dense; a CPU's in
+    float32."""
     bandwidth: float
-    """Device memory, bytes/s."""
+    """Of its memory, bytes/s."""
     memory: float
-    """Bytes, as the driver reports them."""
+    """Bytes, as the driver or the operating system reports them."""
+    utilisation: Utilisation = field(default=Utilisation(), kw_only=True)
+
+    @property
+    @abstractmethod
+    def scalar_rate(self) -> float:
+        """Integer operations a second of what selection runs on."""
+
+
+@dataclass(frozen=True)
+class Gpu(Device):
+    """Peaks by the vendor's data sheet."""
+
     clock: float
     """Of the multiprocessors, boosted, Hz."""
-    utilisation: Utilisation = field(default=Utilisation())
 
     @property
     def scalar_rate(self) -> float:
-        """Integer operations of one multiprocessor a second."""
+        """Of one multiprocessor."""
         return 64 * self.clock
+
+
+@dataclass(frozen=True)
+class Core:
+    """One core of a CPU in float32, and how much of it ONNX Runtime's graphs reach."""
+
+    flops: float
+    bandwidth: float
+    """Its share of the machine's, bytes/s."""
+    scalar_rate: float
+    utilisation: Utilisation
+
+
+CORE = Core(
+    flops=112e9,
+    bandwidth=12e9,
+    scalar_rate=56e9,
+    utilisation=Utilisation(
+        gemm=0.80, lazy_gemm=0.75, dense_attention=0.50, sparse_attention=0.50, scores=0.50, memory=0.80,
+        elementwise=2.0, search=0.10, kernel_s=5e-6, round_s=0,
+    ),
+)  # fmt: skip
+"""Assumed, not measured: 32 float32 operations a cycle at 3.5 GHz (AVX-512 in two halves), of which products reach 90
+GFLOP/s; 16 integer operations a cycle, of which a sort makes a tenth; a server's memory shared by its cores."""
+
+
+@dataclass(frozen=True)
+class Cpu(Device):
+    """As many cores as a process may use."""
+
+    core: Core
+
+    @property
+    def scalar_rate(self) -> float:
+        """Of one core: selection does not run on several."""
+        return self.core.scalar_rate
+
+
+def cpu(cores: int, memory: float, core: Core = CORE) -> Cpu:
+    """A CPU of `cores` cores with `memory` bytes."""
+    name = f"CPU, {cores} core{'s' if cores > 1 else ''}"
+    return Cpu(name, cores * core.flops, cores * core.bandwidth, memory, core, utilisation=core.utilisation)
 
 
 GPUS = {
@@ -84,8 +141,8 @@ GPUS = {
     "a10": Gpu("A10", 125e12, 0.6e12, 22.5 * GIB, 1.695e9),
     "l4": Gpu("L4", 121e12, 0.3e12, 22.5 * GIB, 2.04e9),
     "l40s": Gpu("L40S", 362e12, 0.864e12, 45 * GIB, 2.52e9),
-    "h100": Gpu("H100 SXM", 989e12, 3.35e12, 79.6 * GIB, 1.98e9, HOPPER),
-    "h200": Gpu("H200 SXM", 989e12, 4.8e12, 140.4 * GIB, 1.98e9, HOPPER),
+    "h100": Gpu("H100 SXM", 989e12, 3.35e12, 79.6 * GIB, 1.98e9, utilisation=HOPPER),
+    "h200": Gpu("H200 SXM", 989e12, 4.8e12, 140.4 * GIB, 1.98e9, utilisation=HOPPER),
 }
 
 
@@ -96,6 +153,16 @@ def gpu(name: str) -> Gpu:
     if found is None:
         raise InputError(f"no figures of GPU {name!r}; {nearest(spoken, GPUS)}")
     return found
+
+
+def device(name: str) -> Device:
+    """A GPU by its name, or `cpu`, which is this machine's; InputError names the known ones."""
+    if common_name(name) == CPU:
+        return cpu(usable_cores(), memory_bytes())
+    try:
+        return gpu(name)
+    except InputError as error:
+        raise InputError(f"{error}, or {CPU}") from None
 
 
 def gpu_of_device(device: str, memory: int) -> Gpu | None:
