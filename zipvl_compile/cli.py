@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from zipvl_compile.commands import build, demo, doctor, generate, inspect, package, recipe, serve
+from zipvl_compile.commands import bench, build, demo, doctor, gate, generate, inspect, package, plan, recipe, serve
 from zipvl_compile.commands.guard import GuardedGroup
 
 app = typer.Typer(
@@ -25,7 +25,10 @@ app.command()(build.build)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
 app.command()(package.package)
+app.command()(plan.plan)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(demo.app, name="demo")
+app.add_typer(bench.app, name="bench")
+app.add_typer(gate.app, name="gate")

@@ -1,0 +1,1 @@
+"""Clients that note when tokens come: one per protocol."""
