@@ -1,0 +1,1 @@
+"""Gates that keep figures from regressing: exact ones, times beside a base revision, times beside a pinned day."""
