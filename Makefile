@@ -26,4 +26,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-aiperf build
+	rm -rf .venv .venv-aiperf .venv-guidellm build

@@ -14,13 +14,12 @@ from zipvl_serving.config import ServingConfig
 from zipvl_serving.errors import DeadlineError, InputError, OverloadedError, UnavailableError, ZipvlError, internal
 from zipvl_serving.intake import Intake
 from zipvl_serving.kv_pool import KVPool
-from zipvl_serving.machine import usable_cores
 from zipvl_serving.metrics import Metrics
 from zipvl_serving.prompts.prompt import PromptProcessor
 from zipvl_serving.runner import Runner
 from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Request, Sequence
-from zipvl_serving.sessions.base import Session, open_session
+from zipvl_serving.sessions.base import Session, open_as_served
 from zipvl_serving.vision.features import Vision
 from zipvl_serving.wire import Chunk, WireRequest
 
@@ -31,12 +30,6 @@ be quick and must not raise."""
 
 _READER_END_S = 0.5
 _log = logging.getLogger(__name__)
-
-
-def _open(bundle: Bundle, config: ServingConfig) -> Session:
-    return open_session(
-        bundle, threads=config.threads or usable_cores(), spinning=config.spinning, prepack=config.prepack
-    )
 
 
 class Ticket:
@@ -82,7 +75,7 @@ class Engine:
         self.bundle = bundle
         self.config = config or bundle.manifest.serving
         self.metrics = metrics or Metrics()
-        session = session or _open(bundle, self.config)
+        session = session or open_as_served(bundle, self.config)
         processor = PromptProcessor(bundle.processor_folder)
         vision = Vision(
             session,

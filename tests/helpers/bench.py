@@ -28,7 +28,7 @@ def quiet(stage: str, done: int, of: int, figures: str) -> None:
 
 
 def ttft_workload(**values: Any) -> TTFT:
-    given = {"modes": ["dense", {"tau": 0.8}], "lengths": [40, 80], "rounds": 2, "breakdown": False, **values}
+    given = {"modes": ["dense", {"tau": 0.8}], "lengths": [40, 80], "rounds": 2, "breakdown": 0, **values}
     return TTFT.model_validate({"name": "w", "kind": "ttft", **given})
 
 
@@ -64,6 +64,7 @@ def small_results(kind: Kind = "ttft", factor: float = 1.0, **changes: Any) -> R
                     "probe_scores": 0.0 if mode == "dense" else 0.005,
                     "sparse_attention": share * 0.02,
                 },
+                "selection_over_baseline": {"median": 0.0 if mode == "dense" else 0.16, "low": 0.1, "high": 0.2},
                 "accuracy": {"color": {"exact": 0.9, "content": 0.95, "ratio": 0.5, "questions": 20}},
             }
             samples = {"ttft_s": seconds}

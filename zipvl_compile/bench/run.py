@@ -57,12 +57,12 @@ def _measure(opened: Opened, workload: TTFT | Throughput, report: Report) -> Ite
 
 
 def _profile(opened: Opened, workload: TTFT) -> Profile | None:
-    """Seconds of a prefill by part, from the runtime's own profile; None where it has none."""
+    """Makes profiled prefills; None where the runtime has no profile."""
     if not workload.breakdown or opened.manifest.engine.backend != "onnxruntime":
         return None
-    from zipvl_compile.bench.breakdown import breakdown
+    from zipvl_compile.bench.breakdown import Profiled
 
-    return partial(breakdown, opened.bundle, threads=opened.threads)
+    return partial(Profiled, opened.bundle, threads=opened.threads, spinning=opened.manifest.serving.spinning)
 
 
 def _results(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zipvl_compile.bench.breakdown import SELECTION
 from zipvl_compile.bench.results import QUANTITIES, Cell, Results
 from zipvl_compile.bench.statistics import Estimate
 from zipvl_compile.bench.workload import Mode
@@ -113,17 +112,16 @@ def _kept(results: Results) -> Iterator[Table]:
 
 
 def _breakdown(results: Results) -> Iterator[Table]:
-    """selection: what ZipVL does on top of a dense prefill, over the baseline's whole prefill."""
+    """Medians of interleaved profiled runs; the last column pairs selection with the baseline's whole prefill."""
     cells = [cell for cell in results.cells if cell.facts.get("breakdown")]
     parts = list(dict.fromkeys(part for cell in cells for part in cell.facts["breakdown"]))
-    whole = {at_text(c.at): sum(c.facts["breakdown"].values()) for c in cells if c.mode == results.baseline}
     rows = []
     for cell in cells:
         seconds: dict[str, float] = cell.facts["breakdown"]
         total = sum(seconds.values())
         shown = [f"{number(seconds.get(p, 0) * 1000)} ({seconds.get(p, 0) / total:.1%})" for p in parts]
-        selection = sum(seconds.get(part, 0) for part in SELECTION)
-        over = f"{selection / whole[at_text(cell.at)]:.1%}" if at_text(cell.at) in whole else ""
+        share = cell.facts.get("selection_over_baseline")
+        over = f"{share['median']:.2%} [{share['low']:.2%}, {share['high']:.2%}]" if share else ""
         rows.append([at_text(cell.at), cell.mode, *shown, number(total * 1000), over])
     columns = ["at", "mode", *parts, "sum", f"selection / {results.baseline}"]
     yield Table("Latency breakdown of a profiled prefill (ms, share)", columns, rows)

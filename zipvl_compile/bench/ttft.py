@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from zipvl_compile.bench.breakdown import SELECTION, Profiled
 from zipvl_compile.bench.inputs import embed, frames_of, make_prompt
 from zipvl_compile.bench.interleave import Run, interleave
 from zipvl_compile.bench.results import Cell
 from zipvl_compile.bench.sessions import Watched
+from zipvl_compile.bench.statistics import paired_ratio
 from zipvl_compile.bench.target import Opened, check_modes
 from zipvl_compile.bench.workload import TTFT, Accuracy, Mode
 from zipvl_serving.arrays import Array
@@ -24,8 +27,8 @@ from zipvl_serving.sessions.base import PrefillInputs, PrefillOutputs
 Clock = Callable[[], float]
 Report = Callable[[str, int, int, str], None]
 """report(stage, done, of, figures)"""
-Profile = Callable[[PrefillInputs, Array | None], dict[str, float]]
-"""Seconds of one prefill by part."""
+Profile = Callable[[PrefillInputs, Array | None], Profiled]
+"""Makes a prefill whose runs are profiled."""
 
 
 def measure(
@@ -68,6 +71,8 @@ class _Bench:
     ) -> None:
         self.opened, self.workload, self.watched, self.generator = opened, workload, watched, generator
         self.report, self.profile, self.clock = report, profile, clock
+        self.seen: dict[str, tuple[PrefillInputs, Array | None]] = {}
+        """What the last prefill of each mode took."""
         self.transformers: Any = None
         if any(mode.kind == "transformers" for mode in workload.modes):
             from zipvl_compile.bench.transformers_model import TransformersDecoder
@@ -78,6 +83,7 @@ class _Bench:
         """The cells of one length."""
         workload, stage = self.workload, f"{len(prompt.input_ids)} tokens"
         facts: dict[str, dict[str, Any]] = {}
+        self.seen.clear()
         runs = {mode.name: self._run(mode, prompt, facts) for mode in workload.modes}
         rounds = workload.warm_up + workload.rounds
         samples = interleave(
@@ -86,14 +92,15 @@ class _Bench:
             warm_up=workload.warm_up,
             on_round=lambda done: self.report(stage, done, rounds, ""),
         )
+        broken_down = self._breakdowns(stage)
         cells = []
         for mode in workload.modes:
-            found = facts[mode.name]
+            found = facts[mode.name] | broken_down.get(mode.name, {})
             if workload.input == "scenes":
                 found["frames"] = frames_of(tokens, self.opened.manifest)
                 found["visual_tokens"] = int((~prompt.is_text).sum())
-            if mode.kind != "transformers":
-                found |= self._more(mode, tokens, prompt)
+            if workload.accuracy is not None and mode.kind != "transformers":
+                found["accuracy"] = self._accuracy(mode, tokens, prompt, workload.accuracy)
             cells.append(Cell.of(mode.name, {"tokens": len(prompt.input_ids)}, samples[mode.name], **found))
         return cells
 
@@ -117,19 +124,36 @@ class _Bench:
             result, outputs = self.generator.prefill(prompt, params)
             seconds = self.clock() - begun
             facts[mode.name] = kept(result, outputs, self.opened.manifest)
+            self.seen[mode.name] = self.watched.inputs, self.watched.features
             return sample(seconds, self.watched.prefill_s)
 
         return transformers if mode.kind == "transformers" else compiled
 
-    def _more(self, mode: Mode, tokens: int, prompt: EncodedPrompt) -> dict[str, Any]:
-        """What is measured once: the breakdown and accuracy."""
-        found: dict[str, Any] = {}
-        if self.profile is not None:
-            self.generator.prefill(prompt, self.opened.params(mode))
-            found["breakdown"] = self.profile(self.watched.inputs, self.watched.features)
-        if self.workload.accuracy is not None:
-            found["accuracy"] = self._accuracy(mode, tokens, prompt, self.workload.accuracy)
-        return found
+    def _breakdowns(self, stage: str) -> dict[str, dict[str, Any]]:
+        """Facts by mode: seconds by part, and selection over the first mode's whole prefill, run by run."""
+        if self.profile is None:
+            return {}
+        profiled = {name: self.profile(*seen) for name, seen in self.seen.items()}
+        rounds = self.workload.breakdown
+        interleave(
+            {name: each.run for name, each in profiled.items()},
+            rounds=rounds,
+            warm_up=1,
+            on_round=lambda done: self.report(f"{stage}, breakdown", done, 1 + rounds, ""),
+        )
+        runs = {name: each.end()[1:] for name, each in profiled.items()}
+        whole = [sum(run.values()) for run in runs.get(self.workload.modes[0].name, [])]
+        facts: dict[str, dict[str, Any]] = {}
+        for name, parts in runs.items():
+            samples = {part: [run[part] for run in parts] for part in parts[0]}
+            facts[name] = {
+                "breakdown": {part: statistics.median(values) for part, values in samples.items()},
+                "breakdown_samples": samples,
+            }
+            if whole:
+                selection = [sum(run[part] for part in SELECTION) for run in parts]
+                facts[name]["selection_over_baseline"] = paired_ratio(selection, whole).model_dump()
+        return facts
 
     def _accuracy(self, mode: Mode, tokens: int, prompt: EncodedPrompt, asked: Accuracy) -> dict[str, Any]:
         from zipvl_compile.demo.score import Column, score

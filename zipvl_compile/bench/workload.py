@@ -146,7 +146,7 @@ class TTFT(_Workload):
         ge=0,
         description="Run shorter inputs dense; null is the bundle's own, 0 shows what selection costs on any length.",
     )
-    breakdown: bool = Field(default=True, description="Profile one more run of every cell, op by op.")
+    breakdown: int = Field(default=3, ge=0, description="Runs of every cell to profile op by op, interleaved too.")
     accuracy: Accuracy | None = Field(default=None, description="Ask questions too (input: scenes).")
 
     @field_validator("accuracy")

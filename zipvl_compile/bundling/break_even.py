@@ -14,13 +14,13 @@ from zipvl_serving.probes import probe_positions
 from zipvl_serving.sessions.base import PrefillInputs, Session
 
 _BUDGET_S = 12.0
-_PAIRS = 5
+_PAIRS = 6
 
 
 def measure(
     session: Session, method: Method, ratio: float, lengths: Sequence[int], on_length: Callable[[int], None]
 ) -> BreakEven:
-    """Time prefill at a forced ratio against dense prefill, interleaved, at each length in turn.
+    """Time prefill at a forced ratio against dense prefill, in ABBA order, at each length in turn.
 
     Stops early when its time is spent. A length counts as paying where the median of the paired time ratios is at most
     1; the break-even is the first of the longest run of paying lengths that reaches the end.
@@ -47,7 +47,12 @@ def measure(
         pair = run(1.0) + run(ratio)  # warm-up
         if medians and time.perf_counter() - started + _PAIRS * pair > _BUDGET_S:
             break
-        medians[tokens] = statistics.median(run(ratio) / run(1.0) for _ in range(_PAIRS))
+        ratios = []
+        for number in range(_PAIRS):
+            order = (ratio, 1.0) if number % 2 == 0 else (1.0, ratio)
+            seconds = {forced_ratio: run(forced_ratio) for forced_ratio in order}
+            ratios.append(seconds[ratio] / seconds[1.0])
+        medians[tokens] = statistics.median(ratios)
     return BreakEven(ratio=ratio, tokens=_first_paying(medians), ratios=medians)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,9 +46,9 @@ STEPS = (
     "write manifest",
 )
 RECIPE_LOCK = "recipe.lock.yaml"
-GPU_BREAK_EVEN = 1024
-"""Tokens below which a bundle runs dense whose break-even could not be measured: selection is predicted to pay from
-there on, on every GPU of docs/gpu.md ("Short prompts")."""
+UNMEASURED_BREAK_EVEN = 1024
+"""Tokens below which a bundle runs dense whose break-even could not be measured, or not before the time for it was over:
+selection is predicted to pay from there on, on every GPU of docs/gpu.md ("Short prompts"); on CPUs it paid sooner."""
 
 OnStep = Callable[[str, str], None]
 """Called as on_step(step, detail) when a step starts or moves on."""
@@ -293,7 +293,7 @@ def _measure(
     if elsewhere:
         detail(f"not run here: {elsewhere}")
         if recipe.zipvl.dense_below == "auto":
-            method = method.model_copy(update={"dense_below": GPU_BREAK_EVEN})
+            method = method.model_copy(update={"dense_below": UNMEASURED_BREAK_EVEN})
         return manifest.model_copy(update={"method": method})
     lengths = recipe.benchmarks.break_even_lengths or break_even.default_lengths(limit)
     generator = prove(staging, manifest)
@@ -301,6 +301,12 @@ def _measure(
         generator.session, method, recipe.benchmarks.break_even_ratio, lengths, lambda n: detail(f"{n} tokens")
     )
     if recipe.zipvl.dense_below == "auto":
-        # Where it never paid, every prompt of this bundle runs dense.
-        method = method.model_copy(update={"dense_below": measured.tokens or limit + 1})
+        method = method.model_copy(update={"dense_below": _dense_below(measured, lengths, limit)})
     return manifest.model_copy(update={"break_even": measured, "method": method})
+
+
+def _dense_below(measured: BreakEven, lengths: Sequence[int], limit: int) -> int:
+    """Where it paid at no measured length: every prompt runs dense if all were measured, else short ones."""
+    if measured.tokens is not None:
+        return measured.tokens
+    return limit + 1 if lengths[-1] in measured.ratios else UNMEASURED_BREAK_EVEN

@@ -14,6 +14,7 @@ from zipvl_serving.generator import Generator
 from zipvl_serving.manifest import Manifest
 from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.prompts.prompt import PromptProcessor
+from zipvl_serving.sessions.base import open_as_served
 
 
 def check_processor(processor: PromptProcessor, folder: Path, shape: ModelShape) -> None:
@@ -35,7 +36,8 @@ def check_processor(processor: PromptProcessor, folder: Path, shape: ModelShape)
 
 def prove(folder: Path, manifest: Manifest) -> Generator:
     """Answer a prompt with an image on the fresh engines; ZipvlError where they cannot."""
-    generator = Generator(Bundle(folder, manifest))
+    bundle = Bundle(folder, manifest)
+    generator = Generator(bundle, open_as_served(bundle))
     shape = manifest.model.shape
     image = Image.effect_noise((shape.image_width, shape.image_height), 64)
     prompt = generator.processor.encode(f"{generator.processor.image_token} ?", [image])

@@ -12,6 +12,8 @@ from typing import Any
 from zipvl_serving.arrays import Array
 from zipvl_serving.backends import BACKENDS
 from zipvl_serving.bundle import Bundle
+from zipvl_serving.config import ServingConfig
+from zipvl_serving.machine import usable_cores
 from zipvl_serving.page_storage import HostPages, PageStorage
 
 
@@ -80,6 +82,14 @@ class Session(ABC):
         manifest = self.bundle.manifest
         shape = (pages, manifest.limits.page_size, manifest.model.shape.kv_heads, manifest.model.shape.head_dim)
         return HostPages(shape, manifest.model.dtype)
+
+
+def open_as_served(bundle: Bundle, config: ServingConfig | None = None) -> Session:
+    """Load a bundle's engine with the threads, the waiting and the packing that it is served with."""
+    config = config or bundle.manifest.serving
+    return open_session(
+        bundle, threads=config.threads or usable_cores(), spinning=config.spinning, prepack=config.prepack
+    )
 
 
 def open_session(bundle: Bundle, *, threads: int | None = None, spinning: bool = True, prepack: bool = True) -> Session:

@@ -11,6 +11,7 @@ from helpers.bench import Clock, opened, quiet, ttft_workload
 from helpers.bundles import LAYERS, PAGE_SIZE, TOKENS_PER_IMAGE, refusal
 from helpers.fake_session import FakeSession
 
+from zipvl_compile.bench.breakdown import SELECTION
 from zipvl_compile.bench.inputs import make_prompt
 from zipvl_compile.bench.ttft import measure
 from zipvl_serving.arrays import Array
@@ -75,15 +76,30 @@ def test_below_the_break_even_a_prompt_runs_dense(tiny_bundle: Path) -> None:
 
 
 def test_every_cell_is_profiled_on_its_own_inputs(tiny_bundle: Path) -> None:
-    seen: list[tuple[int, float]] = []
+    """Modes take turns; the first run of each is a warm-up, and selection is paired with the dense run beside it."""
+    ran: list[tuple[int, float]] = []
 
-    def profile(inputs: PrefillInputs, features: Array | None) -> dict[str, float]:
-        seen.append((len(inputs.input_ids), inputs.ratio_min))
-        return {"MLP": 1.0}
+    class Profiled:
+        def __init__(self, inputs: PrefillInputs, features: Array | None) -> None:
+            self.about, self.runs = (len(inputs.input_ids), inputs.ratio_min), 0
 
-    found = list(measure(opened(tiny_bundle), ttft_workload(), quiet, profile=profile))
-    assert seen == [(40, 1.0), (40, 0.0), (80, 1.0), (80, 0.0)]
-    assert all(cell.facts["breakdown"] == {"MLP": 1.0} for cells in found for cell in cells)
+        def run(self) -> dict[str, float]:
+            ran.append(self.about)
+            self.runs += 1
+            return {}
+
+        def end(self) -> list[dict[str, float]]:
+            each = {"probe_scores": 1.0, "select_tokens": 0.5} if self.about[1] < 1 else dict.fromkeys(SELECTION, 0.0)
+            return [{**each, "mlp": 10.0 * number} for number in range(self.runs)]
+
+    workload = ttft_workload(breakdown=2)
+    found = list(measure(opened(tiny_bundle), workload, quiet, profile=Profiled))  # type: ignore[arg-type]
+    dense, selecting = (40, 1.0), (40, 0.0)
+    assert ran[:6] == [dense, selecting, dense, selecting, selecting, dense]
+    for cells in found:
+        assert [cell.facts["breakdown"]["mlp"] for cell in cells] == [15.0, 15.0]
+        assert cells[1].facts["breakdown_samples"]["probe_scores"] == [1.0, 1.0]
+        assert cells[1].facts["selection_over_baseline"]["median"] == pytest.approx((1.5 / 10 + 1.5 / 20) / 2)
 
 
 def test_accuracy_stands_beside_the_time(tiny_bundle: Path) -> None:

@@ -60,7 +60,7 @@ MISTAKES = [
     ),
     ("rounds: 0", "w.yaml:5: rounds: 0 is out of range; must be >= 1"),
     ("rounds: many", "w.yaml:5: rounds: 'many' is wrong; must be an integer >= 1"),
-    ("breakdown: 1", "w.yaml:5: breakdown: 1 is wrong; must be true or false"),
+    ("breakdown: -1", "w.yaml:5: breakdown: -1 is out of range; must be >= 0"),
     ("seed: -1", "w.yaml:5: seed: -1 is out of range; must be >= 0"),
     ("dense_below: x", "w.yaml:5: dense_below: 'x' is wrong; must be an integer >= 0 or null"),
     ("input: scene", "w.yaml:5: input: 'scene' is not valid; did you mean 'scenes'? valid: random, scenes"),
