@@ -28,7 +28,7 @@ class ServingConfig(BaseModel):
     )
     batch_invariant: bool = Field(
         default=True,
-        description="Decode enough rows that no answer depends on who else is served: two where `prepack` is false.",
+        description="Decode enough rows that no answer hangs on who else is served: one on ONNX Runtime, else two.",
     )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Threads of the engine; 0 is one for each core that the process may use."

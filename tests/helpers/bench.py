@@ -64,6 +64,7 @@ def small_results(kind: Kind = "ttft", factor: float = 1.0, **changes: Any) -> R
                     "probe_scores": 0.0 if mode == "dense" else 0.005,
                     "sparse_attention": share * 0.02,
                 },
+                "breakdown_samples": {"projections": [share * 0.01] * 3},
                 "selection_over_baseline": {"median": 0.0 if mode == "dense" else 0.16, "low": 0.1, "high": 0.2},
                 "accuracy": {"color": {"exact": 0.9, "content": 0.95, "ratio": 0.5, "questions": 20}},
             }

@@ -29,7 +29,7 @@ def exchange(
     """An answer whose last piece ends it; one token per piece unless told otherwise."""
     total = tokens if tokens is not None else sum(counts) if counts else len(arrivals)
     end = arrivals[-1] if arrivals else sent_at
-    made = Exchange(asked if asked is not None else total, sent_at, list(arrivals), ended_at=end, tokens=total)
+    made = Exchange(asked if asked is not None else total, sent_at, arrivals=list(arrivals), ended_at=end, tokens=total)
     made.counts = list(counts) if counts else None
     if error:
         made.fail(error)
@@ -44,7 +44,7 @@ def workload(**changes: Any) -> ServingLoad:
     """A small one of two modes."""
     small = {
         "kind": "serving", "name": "small", "modes": ["dense", {"tau": 0.9}], "concurrency": [2], "requests": 4,
-        "rounds": 2, "warm_up": 1, "new_tokens": {"low": 3},
+        "rounds": 2, "warm_up": 1, "new_tokens": {"low": 3}, "input": "scenes",
     }  # fmt: skip
     return ServingLoad.model_validate(small | changes)
 
@@ -62,7 +62,7 @@ class FakeClient(Client):
         self.model = ""
         self.log: list[tuple[dict[str, Any], Prompt]] = []
         """Method and prompt of every request, in the order in which they were sent."""
-        self.in_flight = self.most_in_flight = 0
+        self.encoded = self.in_flight = self.most_in_flight = 0
         self.gone = self.closed = False
 
     async def connect(self, model: str | None) -> None:
@@ -75,11 +75,12 @@ class FakeClient(Client):
     async def close(self) -> None:
         self.closed = True
 
-    def _encode(self, prompt: Prompt, method: dict[str, Any]) -> Prompt:
-        self.log.append((method, prompt))
-        return prompt
+    def _encode(self, prompt: Prompt, method: dict[str, Any]) -> tuple[dict[str, Any], Prompt]:
+        self.encoded += 1
+        return method, prompt
 
-    async def _stream(self, payload: Prompt, exchange: Exchange) -> None:
+    async def _stream(self, payload: tuple[dict[str, Any], Prompt], exchange: Exchange) -> None:
+        self.log.append(payload)
         number = len(self.log)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -31,11 +31,11 @@ class Pair(_Part):
     ratio: float | None
     """Median of b over that of a; None over nothing."""
     overlap: bool
-    """Whether the two intervals share a value: if so, nothing is shown."""
+    """Whether the two intervals share a value."""
 
 
 class Comparison(_Part):
-    """Every cell that both have, and what else differs. Not made in pairs: use the gate to judge a change."""
+    """Every cell that both have, and what else differs. Not made in pairs, so it judges nothing: the gate does."""
 
     a: str
     b: str
@@ -78,17 +78,12 @@ def table(comparison: Comparison) -> Table:
                 f"{QUANTITIES[pair.figure].label} ({unit})",
                 *(number(value.median * factor) for value in (pair.a, pair.b)),
                 ratio,
-                _verdict(pair),
+                "yes" if pair.overlap else "no",
             ]
         )
-    return Table(f"A: {comparison.a}; B: {comparison.b}", ["at", "mode", "figure", "A", "B", "B / A", ""], rows)
-
-
-def _verdict(pair: Pair) -> str:
-    if pair.overlap:
-        return "intervals overlap"
-    higher = pair.b.median > pair.a.median
-    return "B is better" if higher == (QUANTITIES[pair.figure].better == "higher") else "B is worse"
+    return Table(
+        f"A: {comparison.a}; B: {comparison.b}", ["at", "mode", "figure", "A", "B", "B / A", "intervals overlap"], rows
+    )
 
 
 def _pair(mode: str, at: dict[str, float | int | str], figure: str, a: Estimate, b: Estimate) -> Pair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from zipvl_compile.demo.questions import ask
 from zipvl_compile.demo.scenes import sample_scenes
 from zipvl_serving.arrays import Array
+from zipvl_serving.errors import InputError
 from zipvl_serving.generator import Generator
 from zipvl_serving.manifest import Manifest
 from zipvl_serving.prompts.prompt import EncodedPrompt
@@ -22,6 +25,18 @@ InputKind = Literal["random", "scenes"]
 def frames_of(tokens: int, manifest: Manifest) -> int:
     """Frames that make at least so many visual tokens."""
     return -(-tokens // manifest.model.shape.tokens_per_image)
+
+
+def check_lengths(kind: InputKind, lengths: Sequence[int], manifest: Manifest) -> None:
+    """InputError where scenes of two lengths, in tokens, would have the same number of frames."""
+    if kind == "random":
+        return
+    for shorter, longer in itertools.pairwise(lengths):
+        if (frames := frames_of(longer, manifest)) == frames_of(shorter, manifest):
+            raise InputError(
+                f"lengths: {shorter} and {longer} are both {frames} frames of {manifest.model.shape.tokens_per_image} "
+                "tokens each; keep one"
+            )
 
 
 def make_prompt(generator: Generator, kind: InputKind, tokens: int, seed: int) -> EncodedPrompt:

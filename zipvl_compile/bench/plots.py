@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zipvl_compile.bench.pictures import SUFFIXES, canvas, save, title
 from zipvl_compile.bench.results import QUANTITIES, Kind, Results
+from zipvl_compile.bench.serving.plots import draw as draw_sweep
 from zipvl_compile.bench.statistics import Estimate
 from zipvl_compile.bench.tables import at_text, modes_of, points_of, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SUFFIXES = ("png", "svg")
-SERVING = "serving"
-"""Name of the picture of a serving sweep, which is drawn by bench.serving.plots."""
-_DPI = 150
 
 Draw = Callable[[Results], "Figure | None"]
 
@@ -33,26 +30,13 @@ class Plot:
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Write every picture that these results have something for into a folder, as PNG and SVG."""
-    if results.kind == "serving":
-        from zipvl_compile.bench.serving.plots import draw
-
-        return draw(results, folder / SERVING)
-    files = []
-    for plot in PLOTS[results.kind]:
-        figure = plot.draw(results)
-        if figure is None:
-            continue
-        for suffix in SUFFIXES:
-            files.append(folder / f"{plot.name}.{suffix}")
-            # The same results give the same file: no date in it.
-            figure.savefig(files[-1], dpi=_DPI, metadata={"Date": None} if suffix == "svg" else None)
-    return files
+    drawn = [(plot.name, plot.draw(results)) for plot in PLOTS[results.kind]]
+    return [file for name, figure in drawn if figure is not None for file in save(figure, folder / name)]
 
 
 def picture_names() -> set[str]:
     """Names of all files that any results may draw."""
-    stems = {plot.name for plots in PLOTS.values() for plot in plots} | {SERVING}
-    return {f"{stem}.{suffix}" for stem in stems for suffix in SUFFIXES}
+    return {f"{plot.name}.{suffix}" for plots in PLOTS.values() for plot in plots for suffix in SUFFIXES}
 
 
 def _lines(figure: str, *, gain: bool = False) -> Draw:
@@ -63,7 +47,7 @@ def _lines(figure: str, *, gain: bool = False) -> Draw:
         if not any(found.values()):
             return None
         factor, unit = (1.0, f"over {results.baseline}") if gain else scaled(figure)
-        canvas, axis = _canvas()
+        drawing, axis = _canvas()
         points = points_of(results)
         axis_name = next(iter(points[0]))
         for at, (mode, estimates) in enumerate(found.items()):
@@ -94,7 +78,7 @@ def _lines(figure: str, *, gain: bool = False) -> Draw:
             _log_scale(axis)
         label = QUANTITIES[figure].label
         axis.set_ylabel(f"{label}: gain {unit}" if gain else f"{label} ({unit})")
-        return _finish(canvas, axis, results)
+        return _finish(drawing, axis, results)
 
     return draw
 
@@ -117,7 +101,7 @@ def _ratio_per_layer(results: Results) -> Figure | None:
     cells = [c for c in results.cells if c.facts.get("ratio_per_layer") and min(c.facts["ratio_per_layer"]) < 1]
     if not cells:
         return None
-    canvas, axis = _canvas()
+    drawing, axis = _canvas()
     modes = modes_of(results)
     styles = ("-", "--", "-.", ":")
     for cell in cells:
@@ -137,14 +121,14 @@ def _ratio_per_layer(results: Results) -> Figure | None:
     axis.set_xticks(range(max(len(cell.facts["ratio_per_layer"]) for cell in cells)))
     axis.set_xlabel("layer")
     axis.set_ylabel("share of tokens kept")
-    return _finish(canvas, axis, results)
+    return _finish(drawing, axis, results)
 
 
 def _breakdown(results: Results) -> Figure | None:
     cells = [cell for cell in results.cells if cell.facts.get("breakdown")]
     if not cells:
         return None
-    canvas, axis = _canvas(width=max(7.2, 0.6 * len(cells) + 4))
+    drawing, axis = _canvas(width=max(7.2, 0.6 * len(cells) + 4))
     bottoms = [0.0] * len(cells)
     parts = list(dict.fromkeys(part for cell in cells for part in cell.facts["breakdown"]))
     # Shares of the first mode's sum at the same point: bars of all lengths can be read, and are comparable in pairs.
@@ -156,7 +140,7 @@ def _breakdown(results: Results) -> Figure | None:
     names = [f"{cell.mode}\n{at_text(cell.at)}" for cell in cells]
     axis.set_xticks(range(len(cells)), names, rotation=60, ha="right", fontsize="x-small")
     axis.set_ylabel(f"prefill, share of {cells[0].mode}'s")
-    return _finish(canvas, axis, results)
+    return _finish(drawing, axis, results)
 
 
 def _log_scale(axis: Axes) -> None:
@@ -170,21 +154,16 @@ def _log_scale(axis: Axes) -> None:
 
 
 def _canvas(width: float = 7.2) -> tuple[Figure, Axes]:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "zipvl"  # the names of its parts do not change from run to run
-    canvas = Figure(figsize=(width, 4.2), layout="constrained")
-    return canvas, canvas.add_subplot()
+    figure = canvas(width, 4.2)
+    return figure, figure.add_subplot()
 
 
-def _finish(canvas: Figure, axis: Axes, results: Results) -> Figure:
+def _finish(figure: Figure, axis: Axes, results: Results) -> Figure:
     axis.grid(visible=True, axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    canvas.legend(loc="outside right upper", fontsize="small")
-    label = ", random weights: cost only" if results.target.weights == "random" else ""
-    axis.set_title(f"{results.target.name}: {results.name}{label}", fontsize="medium")
-    return canvas
+    figure.legend(loc="outside right upper", fontsize="small")
+    axis.set_title(title(results), fontsize="medium")
+    return figure
 
 
 def _color(results: Results, mode: str) -> str:
@@ -205,4 +184,5 @@ PLOTS: dict[Kind, tuple[Plot, ...]] = {
         Plot("max_batch", _lines("max_batch")),
         Plot("ratio_per_layer", _ratio_per_layer),
     ),
+    "serving": (Plot("serving", draw_sweep),),
 }

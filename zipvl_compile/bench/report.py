@@ -20,7 +20,10 @@ def markdown(results: Results, pictures: list[str]) -> str:
     lines += ["## Where", *_rows(Table("", ["", ""], [list(row) for row in environment_rows(results.environment)])), ""]
     described = {"source": target.source, "manifest": target.digest, "weights": target.weights, **target.description}
     lines += ["## Target", *_rows(Table("", ["", ""], [list(row) for row in environment_rows(described)])), ""]
-    lines += ["Medians with 95 % bootstrap intervals; gains are medians of paired samples. Raw samples: results.json."]
+    lines += [
+        "Medians with 95 % bootstrap intervals; `[low, high] of n` is the range of n samples, too few for an interval. "
+        "Gains are medians of paired samples. Raw samples: results.json."
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zipvl_compile.bench.statistics import Estimate, estimate, paired_ratio
+from zipvl_compile.bench.workload import Workload, dump
 from zipvl_serving.errors import InputError
 
 SCHEMA_VERSION: Final = 1
@@ -53,7 +56,7 @@ class Cell(_Part):
     at: dict[str, float | int | str]
     """The point: {"tokens": 4096}, {"concurrency": 4}, ..."""
     samples: dict[str, list[float]]
-    """Raw samples by figure, in the order in which they were taken; i-th samples of two modes were taken in a pair."""
+    """Raw samples by figure, one per round; i-th samples of two modes were taken in the same round and form a pair."""
     figures: dict[str, Estimate] = Field(default_factory=dict)
     """Of each of `samples`."""
     facts: dict[str, Any] = Field(default_factory=dict)
@@ -75,7 +78,7 @@ class Ratio(_Part):
     gain: Estimate
 
 
-def gains(cells: list[Cell], baseline: str) -> list[Ratio]:
+def gains(cells: Sequence[Cell], baseline: str) -> list[Ratio]:
     """Every figure of every other mode over the baseline's at the same point, pair by pair."""
     found = []
     at_baseline = {_point(cell): cell for cell in cells if cell.mode == baseline}
@@ -88,6 +91,8 @@ def gains(cells: list[Cell], baseline: str) -> list[Ratio]:
             if not samples or len(samples) != len(over) or figure not in QUANTITIES:
                 continue
             better, worse = (samples, over) if QUANTITIES[figure].better == "higher" else (over, samples)
+            if not all(worse):
+                continue  # nothing is so many times better than nothing
             gain = paired_ratio(better, worse)
             found.append(Ratio(figure=figure, mode=cell.mode, over=baseline, at=cell.at, gain=gain))
     return found
@@ -131,6 +136,30 @@ class Results(_Part):
     ratios: list[Ratio]
     notes: list[str] = Field(default_factory=list)
     """What a reader must know to read the figures right."""
+
+    @classmethod
+    def of(
+        cls,
+        workload: Workload,
+        target: Target,
+        environment: dict[str, Any],
+        cells: Sequence[Cell],
+        notes: Sequence[str],
+    ) -> Results:
+        """Results made now: the workload's first mode is the baseline of the gains."""
+        baseline = workload.modes[0].name
+        return cls(
+            kind=workload.kind,
+            name=workload.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment=environment,
+            target=target,
+            workload=dump(workload),
+            baseline=baseline,
+            cells=list(cells),
+            ratios=gains(cells, baseline),
+            notes=list(notes),
+        )
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"

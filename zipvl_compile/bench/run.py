@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from zipvl_compile.bench import throughput, ttft
 from zipvl_compile.bench.fingerprint import fingerprint, finished
-from zipvl_compile.bench.results import Cell, Results, gains
+from zipvl_compile.bench.inputs import check_lengths
+from zipvl_compile.bench.results import Cell, Results
 from zipvl_compile.bench.target import RANDOM_WEIGHTS_NOTE, Opened, open_target, stop_spinning
 from zipvl_compile.bench.ttft import Profile, Report
-from zipvl_compile.bench.workload import TTFT, Throughput, dump
+from zipvl_compile.bench.workload import TTFT, Throughput
 from zipvl_compile.bench.writer import check_folder, keeping, write_results
 
 OnStep = Callable[[str, str], None]
 """on_step(step, detail) of a build"""
+_OF_TTFT = (
+    "TTFT here is one request alone, from its encoded prompt to the last token's logits: vision and prefill, "
+    "no image decoding, no tokenising, no queue, no sampling"
+)
 
 
 def open_for_bench(target: str, out: Path, on_step: OnStep) -> Opened:
@@ -44,13 +47,17 @@ def run(
     with keeping(out, on_left) as keep:
         for found in _measure(opened, workload, report):
             cells += found
-            keep(_results(opened, workload, environment, cells, ["interrupted: not every length was measured"]))
-        results = _results(opened, workload, finished(environment), cells, [])
+            notes = ["interrupted: not every length was measured", *_notes(opened, workload, cells)]
+            keep(Results.of(workload, opened.describe(), environment, cells, notes))
+        notes = _notes(opened, workload, cells)
+        results = Results.of(workload, opened.describe(), finished(environment), cells, notes)
+        keep(results)
         write_results(out, results)
     return results
 
 
 def _measure(opened: Opened, workload: TTFT | Throughput, report: Report) -> Iterator[list[Cell]]:
+    check_lengths(workload.input, workload.lengths, opened.manifest)
     if isinstance(workload, Throughput):
         return throughput.measure(opened, workload, report)
     return ttft.measure(opened, workload, report, profile=_profile(opened, workload))
@@ -65,27 +72,9 @@ def _profile(opened: Opened, workload: TTFT) -> Profile | None:
     return partial(Profiled, opened.bundle, threads=opened.threads, spinning=opened.manifest.serving.spinning)
 
 
-def _results(
-    opened: Opened, workload: TTFT | Throughput, environment: dict[str, Any], cells: list[Cell], notes: list[str]
-) -> Results:
-    baseline = workload.modes[0].name
-    return Results(
-        kind=workload.kind,
-        name=workload.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment,
-        target=opened.describe(),
-        workload=dump(workload),
-        baseline=baseline,
-        cells=cells,
-        ratios=gains(cells, baseline),
-        notes=[*notes, *_notes(opened, workload, cells)],
-    )
-
-
 def _notes(opened: Opened, workload: TTFT | Throughput, cells: list[Cell]) -> list[str]:
     """What a reader must know to read the figures right."""
-    notes = []
+    notes = [_OF_TTFT] if isinstance(workload, TTFT) else []
     if opened.weights == "random":
         notes.append(RANDOM_WEIGHTS_NOTE)
     elif workload.input == "random":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zipvl_compile.bench.results import QUANTITIES, Cell, Results
-from zipvl_compile.bench.statistics import Estimate
+from zipvl_compile.bench.statistics import FEWEST_FOR_INTERVAL, Estimate
 from zipvl_compile.bench.workload import Mode
 
 DENSE = Mode(kind="dense").name
@@ -61,23 +61,21 @@ def _figure(results: Results, name: str) -> Table:
     factor, unit = scaled(name)
 
     def show(cell: Cell) -> str:
-        return _estimate(cell.figures[name], factor) if name in cell.figures else ""
+        return _estimate(cell.figures[name], factor, len(cell.samples[name])) if name in cell.figures else ""
 
     return _grid(results, f"{QUANTITIES[name].label} ({unit})", modes_of(results), show)
 
 
 def _gain(results: Results, name: str) -> Table:
     gains = {(ratio.mode, at_text(ratio.at)): ratio.gain for ratio in results.ratios if ratio.figure == name}
+
+    def show(cell: Cell) -> str:
+        gain = gains.get((cell.mode, at_text(cell.at)))
+        return _estimate(gain, 1.0, len(cell.samples[name])) if gain else ""
+
     modes = [mode for mode in modes_of(results) if any(mode == gained for gained, _ in gains)]
-    rows = [
-        [
-            at_text(at),
-            *(_estimate(gains[mode, at_text(at)], 1.0) if (mode, at_text(at)) in gains else "" for mode in modes),
-        ]
-        for at in points_of(results)
-    ]
-    title = f"{QUANTITIES[name].label}: gain over {results.baseline} (above 1 is better)"
-    return Table(title, ["at", *modes], rows if gains else [])
+    table = _grid(results, f"{QUANTITIES[name].label}: gain over {results.baseline} (above 1 is better)", modes, show)
+    return table if gains else replace(table, rows=[])
 
 
 def _grid(results: Results, title: str, modes: list[str], show: Callable[[Cell], str]) -> Table:
@@ -89,9 +87,16 @@ def _grid(results: Results, title: str, modes: list[str], show: Callable[[Cell],
     return Table(title, ["at", *modes], rows)
 
 
-def _estimate(value: Estimate, factor: float) -> str:
+def _estimate(value: Estimate, factor: float, samples: int) -> str:
+    """`median [low, high]`; ` of n` where n samples are too few for an interval and the two are their range."""
     median, low, high = (number(part * factor) for part in (value.median, value.low, value.high))
-    return median if low == high else f"{median} [{low}, {high}]"
+    if low == high:
+        return median
+    return f"{median} [{low}, {high}]{_of(samples)}"
+
+
+def _of(samples: int) -> str:
+    return f" of {samples}" if samples < FEWEST_FOR_INTERVAL else ""
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -103,12 +108,18 @@ def _kept(results: Results) -> Iterator[Table]:
         ratios = cell.facts.get("ratio_per_layer")
         if ratios:
             mean = f"{sum(ratios) / len(ratios):.3f}"
-            dense = " (ran dense)" if cell.facts.get("dense") and cell.mode != DENSE else ""
+            dense = "" if cell.mode == DENSE else _ran_dense(cell)
             layers = " ".join(f"{ratio:.2f}" for ratio in ratios)
             rows.append(
                 [at_text(cell.at), cell.mode + dense, mean, layers, number(cell.facts.get("kv_bytes", 0) / 1024)]
             )
     yield Table("Kept tokens", ["at", "mode", "mean ratio", "ratio per layer", "KV of a prompt (KiB)"], rows)
+
+
+def _ran_dense(cell: Cell) -> str:
+    """Of a request: whether. Of a serving cell: how many of them."""
+    share = cell.facts.get("dense_share", float(cell.facts.get("dense", False)))
+    return "" if not share else " (ran dense)" if share == 1 else f" ({share:.0%} ran dense)"
 
 
 def _breakdown(results: Results) -> Iterator[Table]:
@@ -121,7 +132,10 @@ def _breakdown(results: Results) -> Iterator[Table]:
         total = sum(seconds.values())
         shown = [f"{number(seconds.get(p, 0) * 1000)} ({seconds.get(p, 0) / total:.1%})" for p in parts]
         share = cell.facts.get("selection_over_baseline")
-        over = f"{share['median']:.2%} [{share['low']:.2%}, {share['high']:.2%}]" if share else ""
+        over = ""
+        if share and share["median"]:
+            runs = len(next(iter(cell.facts["breakdown_samples"].values())))
+            over = f"{share['median']:.2%} [{share['low']:.2%}, {share['high']:.2%}]{_of(runs)}"
         rows.append([at_text(cell.at), cell.mode, *shown, number(total * 1000), over])
     columns = ["at", "mode", *parts, "sum", f"selection / {results.baseline}"]
     yield Table("Latency breakdown of a profiled prefill (ms, share)", columns, rows)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zipvl_compile.bench.results import Target
 from zipvl_compile.bench.workload import Mode
@@ -58,36 +58,38 @@ class Opened:
 
     def params(self, mode: Mode) -> MethodParams:
         """The method's settings of a mode; of transformers, which has none, those of dense."""
-        defaults = MethodParams.defaults(self.manifest.method)
-        if mode.kind in ("dense", "transformers"):
-            return defaults.override(dense=True)
-        if mode.kind == "tau":
-            return defaults.override(tau=mode.value)
-        return defaults.override(ratio_min=mode.value, ratio_max=mode.value)
+        return MethodParams.defaults(self.manifest.method).override(**mode.method)
 
     def describe(self) -> Target:
-        manifest = self.manifest
-        return Target(
-            name=manifest.name,
-            source=self.source,
-            digest=digest(manifest.model_dump(mode="json")),
-            weights=self.weights,
-            description={
-                "backend": f"{manifest.engine.backend} {manifest.engine.backend_version}",
-                "dtype": manifest.model.dtype,
-                "parameters": manifest.model.parameters,
-                "shape": asdict(manifest.model.shape),
-                "page_size": manifest.limits.page_size,
-                "cache": manifest.method.cache,
-                "dense_below": manifest.method.dense_below,
-                "dense_layers": manifest.method.dense_layers,
-                "force_text": manifest.method.force_text,
-                "break_even_tokens": manifest.break_even.tokens,
-                "threads": self.threads,
-                "spinning": manifest.serving.spinning,
-                "prepack": manifest.serving.prepack,
-            },
+        serving = self.manifest.serving
+        return describe_bundle(
+            self.manifest,
+            self.source,
+            {"threads": self.threads, "spinning": serving.spinning, "prepack": serving.prepack},
         )
+
+
+def describe_bundle(manifest: Manifest, source: str, how: Mapping[str, Any]) -> Target:
+    """What results say of a bundle; `how`: how it was run."""
+    return Target(
+        name=manifest.name,
+        source=source,
+        digest=digest(manifest.model_dump(mode="json")),
+        weights=weights_of(manifest),
+        description={
+            "backend": f"{manifest.engine.backend} {manifest.engine.backend_version}",
+            "dtype": manifest.model.dtype,
+            "parameters": manifest.model.parameters,
+            "shape": asdict(manifest.model.shape),
+            "page_size": manifest.limits.page_size,
+            "cache": manifest.method.cache,
+            "dense_below": manifest.method.dense_below,
+            "dense_layers": manifest.method.dense_layers,
+            "force_text": manifest.method.force_text,
+            "break_even_tokens": manifest.break_even.tokens,
+            **how,
+        },
+    )
 
 
 def stop_spinning() -> None:

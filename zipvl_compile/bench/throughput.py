@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,14 +47,16 @@ def measure(
 
     Every mode has a scheduler over a pool of its own. Identical requests are added until admission takes no more; then
     all of them decode, modes taking turns, and none ends before the last sample. max_batch is bounded by the bundle's
-    limits.max_batch too. prefill_s is one prompt's, vision excluded; decode_step_s is a step of the scheduler with the
-    whole batch, sampling included; tokens_per_s is the whole job's: batch x new_tokens over the time of all its
-    prefills and decode steps. Raises InputError, before anything runs, for what does not fit the bundle or this
-    machine.
+    limits.max_batch too. ttft_s (of prompts with images) and prefill_s are those of one prompt, as `bench ttft` has
+    them; decode_step_s is a step of the scheduler with the whole batch, sampling included; tokens_per_s is the whole
+    job's, see `job_rates`. Raises InputError for what does not fit the bundle or this machine: before anything runs,
+    and before a length for which others have taken the memory meanwhile.
     """
     check_modes(opened, workload.modes)
     manifest = opened.manifest
-    pages = _budget_pages(opened, workload)
+    limits, shape = manifest.limits, manifest.model.shape
+    budget = _budget_bytes(workload)
+    pages = budget // page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype)
     generator = opened.generator(lambda session: session)
     runner = Runner(opened.session, manifest, batch_invariant=manifest.serving.batch_invariant)
     sampling = SamplingParams(max_new_tokens=workload.new_tokens, ignore_eos=True)
@@ -64,6 +65,7 @@ def measure(
         for mode in workload.modes:
             _check_fits(opened, runner, workload, mode, prompt, pages)
     for tokens, prompt in zip(workload.lengths, prompts, strict=True):
+        _check_memory(workload, budget)
         asked = _Asked(prompt, embed(opened.session, prompt), sampling)
         facts = {}
         if workload.input == "scenes":
@@ -92,10 +94,13 @@ def _at(
 
     def prefill(mode: Mode) -> dict[str, float]:
         begun = clock()
-        result, outputs = runner.prefill(asked.prompt, asked.features, opened.params(mode))
-        seconds = clock() - begun
+        features = embed(opened.session, asked.prompt)
+        ready = clock()
+        result, outputs = runner.prefill(asked.prompt, features, opened.params(mode))
+        ended = clock()
         learnt[mode.name] = kept(result, outputs, opened.manifest)
-        return {"prefill_s": seconds}
+        prefill_s = {"prefill_s": ended - ready}
+        return prefill_s if features is None else {"ttft_s": ended - begun, **prefill_s}
 
     def decode(batch: _Batch) -> dict[str, float]:
         begun = clock()
@@ -118,27 +123,30 @@ def _at(
     cells = []
     for mode in workload.modes:
         batch = batches[mode.name]
+        prompts, steps = prefills[mode.name], decodes[mode.name]["decode_step_s"]
+        whole_prompts = prompts.get("ttft_s", prompts["prefill_s"])
         samples = {
             "max_batch": [float(batch.size)],
-            **prefills[mode.name],
-            **rates(batch.size, workload.new_tokens, prefills[mode.name]["prefill_s"], decodes[mode.name]),
+            **prompts,
+            "decode_step_s": steps,
+            "decode_tokens_per_s": [batch.size / step for step in steps],
+            "tokens_per_s": job_rates(batch.size, workload.new_tokens, whole_prompts, steps),
         }
         found = {**facts, **learnt[mode.name], **batch.facts()}
         cells.append(Cell.of(mode.name, {"tokens": tokens}, samples, **found))
     return cells
 
 
-def rates(
-    batch: int, new_tokens: int, prefill_s: list[float], decodes: dict[str, list[float]]
-) -> dict[str, list[float]]:
-    """Samples of decode_step_s, and what follows from each and the median prefill."""
-    steps = decodes["decode_step_s"]
-    prefill = batch * statistics.median(prefill_s)
-    return {
-        "decode_step_s": steps,
-        "decode_tokens_per_s": [batch / step for step in steps],
-        "tokens_per_s": [batch * new_tokens / (prefill + (new_tokens - 1) * step) for step in steps],
-    }
+def job_rates(batch: int, new_tokens: int, prompt_s: list[float], step_s: list[float]) -> list[float]:
+    """Tokens a second of whole jobs: every sequence's prompt, vision included, then new_tokens - 1 steps of them all.
+
+    One for each sample of prompt_s with the sample of step_s of the same round: as many as the shorter has, so that
+    no sample counts twice.
+    """
+    return [
+        batch * new_tokens / (batch * prompt + (new_tokens - 1) * step)
+        for prompt, step in zip(prompt_s, step_s, strict=False)
+    ]
 
 
 class _Batch:
@@ -149,13 +157,20 @@ class _Batch:
     ) -> None:
         manifest, once = opened.manifest, PrefillOnce(opened.session)
         most = min(workload.max_batch, manifest.limits.max_batch)
-        self._errors: list[Exception] = []
+        errors: list[Exception] = []
+
+        def emit(sequence: Sequence, event: Chunk | Exception) -> None:
+            if isinstance(event, Exception):
+                errors.append(event)
+
+        # A method of this object would close a circle of references, and the pool would outlive its length.
+        self._errors = errors
         self._pool = KVPool(opened.session.page_storage(pages))
         self._scheduler = Scheduler(
             Runner(once, manifest, batch_invariant=manifest.serving.batch_invariant),
             self._pool,
             generator.processor,
-            self._emit,
+            emit,
             max_batch=most,
             max_prefill_tokens=_ALL_AT_ONCE,
         )
@@ -185,27 +200,25 @@ class _Batch:
             "stopped_by": self._stopped_by,
         }
 
-    def _emit(self, sequence: Sequence, event: Chunk | Exception) -> None:
-        if isinstance(event, Exception):
-            self._errors.append(event)
-
     def _raise(self) -> None:
         if self._errors:
             raise self._errors[0]
 
 
-def _budget_pages(opened: Opened, workload: Throughput) -> int:
-    """Pages of one mode's pool; InputError where the pools of all modes do not fit in free memory."""
-    limits, shape = opened.manifest.limits, opened.manifest.model.shape
+def _budget_bytes(workload: Throughput) -> int:
+    """Of one mode's pool."""
     budget = workload.kv_budget
-    size = budget if isinstance(budget, int) else int(budget * memory_bytes())
-    wanted, free = size * len(workload.modes), free_bytes()
+    return budget if isinstance(budget, int) else int(budget * memory_bytes())
+
+
+def _check_memory(workload: Throughput, budget: int) -> None:
+    """InputError where the pools of all modes do not fit in free memory."""
+    wanted, free = budget * len(workload.modes), free_bytes()
     if wanted > free:
         raise InputError(
-            f"kv_budget: {len(workload.modes)} modes x {size} bytes is {wanted}, {free} bytes are free here; "
+            f"kv_budget: {len(workload.modes)} modes x {budget} bytes is {wanted}, {free} bytes are free here; "
             "lower kv_budget or compare fewer modes"
         )
-    return size // page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, opened.manifest.model.dtype)
 
 
 def _check_fits(

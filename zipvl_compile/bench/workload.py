@@ -54,6 +54,18 @@ class Mode(_Part):
             "fixed_ratio": f"fixed ratio {shown}",
         }[self.kind]
 
+    @property
+    def method(self) -> dict[str, Any]:
+        """What it says of the method, in the names that a request has; nothing that matters is left to defaults.
+
+        A tau alone decides how much is kept: bounds that a bundle sets on the ratio do not hold.
+        """
+        if self.kind in ("dense", "transformers"):
+            return {"dense": True}
+        if self.kind == "tau":
+            return {"tau": self.value, "ratio_min": 0.0, "ratio_max": 1.0}
+        return {"ratio_min": self.value, "ratio_max": self.value}
+
 
 def _mode(value: object) -> object:
     """`dense`, `transformers`, or one of {tau: .975}, {forced_ratio: .37}, {fixed_ratio: .5}."""
@@ -172,7 +184,7 @@ class Throughput(_Workload):
     )
     new_tokens: Count = Field(default=64, description="Tokens of every answer.")
     max_batch: Count = Field(default=1024, description="Stop admitting here even if more would fit.")
-    prefills: Count = Field(default=3, description="Samples of prefill of every mode, in ABBA order.")
+    prefills: Count = Field(default=6, description="Samples of prefill of every mode, in ABBA order.")
     steps: Count = Field(default=5, description="Decode steps of a sample.")
     rounds: Count = Field(default=10, description="Samples of decode of every mode, in ABBA order.")
     warm_up: int = Field(default=1, ge=0, description="Prefills and samples of decode that are not counted.")
@@ -231,11 +243,15 @@ class ServingLoad(_Workload):
     arrivals: Arrivals = Field(default_factory=Arrivals)
     concurrency: Ascending = Field(default=[1, 4, 16], description="Sweep of a closed process.")
     rates: AscendingRates | None = Field(default=None, description="Sweep of an open process, requests a second.")
-    requests: Count = Field(default=100, description="Of every mode at every point.")
+    requests: Count = Field(default=120, description="Of every mode at every point, all rounds together.")
     warm_up: int = Field(default=4, ge=0, description="Requests before each point that are not counted.")
-    images: Lengths = Field(default=Lengths(low=1), description="Frames of a request.")
+    input: Literal["noise", "scenes"] = Field(
+        default="noise",
+        description="`noise` of 336 x 336 pixels and a plain question, or `scenes` of the demo with theirs.",
+    )
+    images: Lengths = Field(default=Lengths(low=1), description="Pictures of a request.")
     new_tokens: Lengths = Field(default=Lengths(low=32), description="Tokens of an answer.")
-    rounds: Count = Field(default=3, description="Passes over all modes at each point, in ABBA order.")
+    rounds: Count = Field(default=6, description="Passes over all modes at each point, in ABBA order.")
     slo: SLO = Field(default_factory=SLO)
     timeout_s: Seconds = Field(default=120.0, description="Of one request.")
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from zipvl_compile.bench.results import RESULTS_FILE, Results
+from zipvl_compile.bundling.writer import check_outside_bundles
 from zipvl_serving.errors import InputError, ZipvlError
 
 PARTIAL_FILE = "partial.json"
 """Results of the points that are finished, while a run lasts; what an interrupted one leaves."""
 REPORT_FILE = "results.md"
+REQUESTS_FILE = "requests.jsonl"
+"""Of serving: every request with the time of every piece of its answer, in seconds from the start of its round."""
 
 
 def check_folder(out: Path) -> None:
-    """Make the folder; InputError where it cannot be one, before anything is measured."""
+    """Make the folder; InputError where it cannot be one or a bundle has the place, before anything is measured."""
+    check_outside_bundles(out, out.resolve())
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -50,8 +54,11 @@ def write_partial(out: Path, results: Results) -> None:
     put_files(out, {PARTIAL_FILE: results.to_json().encode()})
 
 
-def write_results(out: Path, results: Results) -> list[Path]:
-    """Write the whole folder and drop what an earlier or interrupted run left of it; returns the files."""
+def write_results(out: Path, results: Results, requests: Sequence[str] | None = None) -> list[Path]:
+    """Write the whole folder and drop what an earlier or interrupted run left of it; returns the files.
+
+    requests: lines of REQUESTS_FILE; None where there is to be none.
+    """
     from zipvl_compile.bench.plots import draw_all, picture_names
     from zipvl_compile.bench.report import markdown
 
@@ -59,10 +66,12 @@ def write_results(out: Path, results: Results) -> list[Path]:
         drawn = draw_all(results, Path(folder))
         files = {path.name: path.read_bytes() for path in drawn}
     pictures = [path.name for path in drawn if path.suffix == ".png"]
+    if requests is not None:
+        files[REQUESTS_FILE] = "".join(f"{line}\n" for line in requests).encode()
     files[REPORT_FILE] = markdown(results, pictures).encode()
     files[RESULTS_FILE] = results.to_json().encode()
     put_files(out, files)
-    for stale in (picture_names() | {PARTIAL_FILE}) - set(files):
+    for stale in (picture_names() | {PARTIAL_FILE, REQUESTS_FILE}) - set(files):
         (out / stale).unlink(missing_ok=True)
     return [out / name for name in files]
 

@@ -47,8 +47,8 @@ STEPS = (
 )
 RECIPE_LOCK = "recipe.lock.yaml"
 UNMEASURED_BREAK_EVEN = 1024
-"""Tokens below which a bundle runs dense whose break-even could not be measured, or not before the time for it was over:
-selection is predicted to pay from there on, on every GPU of docs/gpu.md ("Short prompts"); on CPUs it paid sooner."""
+"""Tokens below which a bundle runs dense whose break-even could not be measured, or not within the time for it. From
+there on selection is predicted to pay on every GPU of docs/gpu.md ("Short prompts"); on CPUs it paid sooner."""
 
 OnStep = Callable[[str, str], None]
 """Called as on_step(step, detail) when a step starts or moves on."""

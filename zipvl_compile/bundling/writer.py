@@ -77,6 +77,13 @@ def staged_directory(out: Path, kind: Kind = BUNDLE) -> Iterator[Path]:
         os.close(life)
 
 
+def check_outside_bundles(out: Path, folder: Path) -> None:
+    """InputError about `out` where `folder`, an absolute path, is a bundle of ours or lies in one."""
+    for place in (folder, *folder.parents):
+        if _listed_files(place) is not None:
+            raise InputError(f"{out}: lies inside the bundle {place}; --out takes a place of its own")
+
+
 def check_replaceable(out: Path, kind: Kind = BUNDLE, aside: Path | None = None) -> None:
     """InputError unless `out`, which may have been put `aside`, is free, an empty directory or a bundle of ours.
 
@@ -84,9 +91,7 @@ def check_replaceable(out: Path, kind: Kind = BUNDLE, aside: Path | None = None)
     are never deleted. The same holds for another `kind`.
     """
     place = aside or out
-    for parent in out.parents:
-        if _listed_files(parent) is not None:
-            raise InputError(f"{out}: lies inside the bundle {parent}; --out takes a place of its own")
+    check_outside_bundles(out, out.parent)
     for look in range(_LOOKS):
         if not (place.exists() or place.is_symlink()):
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zipvl_compile.commands import bench_serving, options
+from zipvl_compile.commands.bench_options import Out, Set, Workload, folder_of
 from zipvl_compile.commands.bench_output import say_what_is_left, tell
 from zipvl_compile.commands.progress import stage_progress, step_progress
 
@@ -18,11 +19,6 @@ app = typer.Typer(help="Measure a bundle or a server by a workload, and compare 
 app.command()(bench_serving.serving)
 
 Target = Annotated[str, typer.Argument(help="A bundle's directory; or a recipe, by file or name, to build first.")]
-Workload = Annotated[str, typer.Option("--workload", help="Workload file, or the name of one in recipes/bench.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results; default: build/bench/WORKLOAD.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a workload key, e.g. rounds=3.")
-]
 ResultsPath = Annotated[Path, typer.Argument(help="results.json, or the folder that holds it.")]
 
 
@@ -79,7 +75,7 @@ def _measure(target: str, workload: TTFT | Throughput, out: Path | None, *, as_j
     from zipvl_compile.bench.run import open_for_bench, run
     from zipvl_compile.bundling.pipeline import STEPS
 
-    folder = out or Path("build") / "bench" / workload.name
+    folder = folder_of(out, workload.name)
     with step_progress(STEPS) as on_step:
         opened = open_for_bench(target, folder, on_step)
     with stage_progress() as report:

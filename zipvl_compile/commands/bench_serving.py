@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zipvl_compile.commands import options
+from zipvl_compile.commands.bench_options import Out, Set, Workload, folder_of
 from zipvl_compile.commands.bench_output import say_what_is_left, tell
 from zipvl_compile.commands.progress import stage_progress
 from zipvl_compile.commands.serve import EngineKind
@@ -24,13 +25,9 @@ Target = Annotated[
 
 def serving(
     target: Target,
-    workload: Annotated[
-        str, typer.Option("--workload", help="Workload file, or the name of one in recipes/bench.")
-    ] = "serving",
-    out: Annotated[Path | None, typer.Option("--out", help="Results; default: build/bench/WORKLOAD.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a workload key, e.g. rounds=3.")
-    ] = None,
+    workload: Workload = "serving",
+    out: Out = None,
+    overrides: Set = None,
     engine: Annotated[EngineKind, typer.Option(help="Of a bundle: behind its gateway.")] = EngineKind.EMBEDDED,
     settings: Annotated[
         list[str] | None,
@@ -47,7 +44,7 @@ def serving(
     from zipvl_compile.bench.workload import ServingLoad
 
     load = load_workload(workload, ServingLoad, overrides or ())
-    folder = out or Path("build") / "bench" / load.name
+    folder = folder_of(out, load.name)
     parse_settings(settings)
     key = None
     if api_key_file:

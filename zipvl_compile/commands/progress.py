@@ -37,7 +37,10 @@ def step_progress(steps: Sequence[str], *, quiet: bool = False) -> Iterator[Call
 
 @contextmanager
 def stage_progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Yields report(stage, step, steps, figures), one bar per stage."""
+    """Yields report(stage, step, steps, figures), one bar per stage.
+
+    Nothing is drawn between two reports: a thread that draws would take time from what is measured.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda stage, step, steps, figures: print(
@@ -50,12 +53,13 @@ def stage_progress() -> Iterator[Callable[[str, int, int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
         tasks: dict[str, object] = {}
 
         def report(stage: str, step: int, steps: int, figures: str) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=steps, figures="")
             progress.update(tasks[stage], completed=step, figures=figures)  # type: ignore[arg-type]
+            progress.refresh()
 
         yield report

@@ -37,7 +37,8 @@ DECODERS = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
 }  # fmt: skip
-"""Published configurations: LLaVA-OneVision-0.5B (Qwen2-0.5B), LLaVA-1.5-7B and -13B (Vicuna).
+"""Shapes as published: LLaVA-OneVision-0.5B (Qwen2-0.5B; as a Llama with biases, so that the output projection has one
+too), LLaVA-1.5-7B and -13B (Vicuna).
 
 The first has 25344 of 151936 words, cut as the recipe cuts its layers (4 of 24): the head then has the share of a
 decode step that it has in the whole model.

@@ -5,8 +5,8 @@ which TensorRT multiplies float32, holds every float16 and bfloat16 exactly.
 
 The portable body scores all heads at once; TensorRT-RTX does its column sums in the kernel that ends the softmax, so
 that the probabilities (2 GiB at 128 probes, 32 heads, 131072 tokens) are never written. ONNX Runtime writes them, and
-is slow to reduce along the outer axis: its body goes from key head to key head, so that one head's scores are there at
-a time, and sums columns by a matrix product with a row of ones.
+is slow to reduce along the outer axis: its body goes from key head to key head, so that the scores of one group of
+query heads are there at a time, and sums columns by a matrix product with a row of ones.
 """
 
 from __future__ import annotations

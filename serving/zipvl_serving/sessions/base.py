@@ -57,7 +57,7 @@ class DecodeInputs:
 
 
 class Session(ABC):
-    """A loaded engine: three graphs over one copy of the weights."""
+    """A loaded engine: a bundle's graphs and its weights."""
 
     invariant_rows = 2
     """Rows of a decode step from which on no row's result depends on how many there are."""

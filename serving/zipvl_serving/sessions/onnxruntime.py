@@ -1,4 +1,4 @@
-"""ONNX Runtime on CPU: the graphs as exported, weights mapped from the bundle and shared by all of them."""
+"""ONNX Runtime on CPU: the graphs as exported; one mapping of the weights for all, and a packed copy for decode."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from helpers.bundles import names, refusal
 from rich.console import Console
 
 from zipvl_compile.bench import writer
+from zipvl_compile.bench.pictures import title
 from zipvl_compile.bench.report import markdown, show
 from zipvl_compile.bench.results import Kind, read_results
 from zipvl_compile.bench.tables import number
@@ -25,13 +26,14 @@ def test_markdown_holds_every_table() -> None:
     assert "- a note" in lines
     assert "## TTFT (ms)" in lines
     assert lines[lines.index("## TTFT (ms)") + 1] == "| at | dense | zipvl tau .9 |"
-    assert "| 128 tokens | 129.9 [128, 131.8] | 64.96 [64, 65.92] |" in lines
+    assert "| 128 tokens | 129.9 [128, 131.8] of 4 | 64.96 [64, 65.92] of 4 |" in lines
     assert "## TTFT: gain over dense (above 1 is better)" in lines
     assert "| 256 tokens | 2 |" in lines
     assert "| 128 tokens | zipvl tau .9 | 0.375 | 0.50 0.25 | 4 |" in lines
     assert "| 128 tokens | zipvl tau .9 | color | 0.900 | 0.950 | 20 |" in lines
-    assert "| 128 tokens | zipvl tau .9 | 5 (25.0%) | 5 (25.0%) | 10 (50.0%) | 20 | 16.00% [10.00%, 20.00%] |" in lines
+    assert "| 128 tokens | zipvl tau .9 | 5 (25.0%) | 5 (25.0%) | 10 (50.0%) | 20 | 16.00% [10.00%, 20.00%] of 3 |" in lines
     assert "![ttft](ttft.png)" in lines
+    assert any("`[low, high] of n` is the range of n samples, too few for an interval" in line for line in lines)
     assert "| processor | here |" in lines
     admission = markdown(small_results("throughput"), [])
     assert "| 128 tokens | dense | 64 | 60 | 50 | pages |" in admission
@@ -82,6 +84,7 @@ def test_the_folder_is_whole_and_drops_what_is_stale(kind: Kind, stems: set[str]
     results = small_results(kind)
     write_partial(tmp_path, results)
     (tmp_path / "breakdown.svg").write_text("of an earlier run")
+    (tmp_path / "requests.jsonl").write_text("of an earlier sweep")
     (tmp_path / "mine.txt").write_text("somebody's")
     written = write_results(tmp_path, results)
     pictures = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
@@ -90,6 +93,13 @@ def test_the_folder_is_whole_and_drops_what_is_stale(kind: Kind, stems: set[str]
     assert read_results(tmp_path) == results
     assert all(path.stat().st_size for path in written)
     assert b"<svg" in (tmp_path / "gain.svg").read_bytes()
+
+
+def test_every_picture_says_what_random_weights_cannot_show() -> None:
+    results = small_results()
+    target = results.target.model_copy(update={"weights": "random"})
+    assert title(results) == "tiny: w"
+    assert title(results.model_copy(update={"target": target})) == "tiny: w, random weights: cost only"
 
 
 def test_one_length_is_drawn_too(tmp_path: Path) -> None:
@@ -110,6 +120,16 @@ def test_a_failed_write_leaves_the_old_results(tmp_path: Path, monkeypatch: pyte
     with refusal(ZipvlError, str(tmp_path), "No space left on device; nothing half-written is left"):
         write_results(tmp_path, small_results(factor=2.0))
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_no_bundle_is_written_into(tiny_bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tiny_bundle)
+    before = names(tiny_bundle)
+    for out in (tiny_bundle, tiny_bundle / "bench" / "out", link / "out"):
+        with refusal(InputError, out, "lies inside the bundle", "--out takes a place of its own"):
+            check_folder(out)
+    assert names(tiny_bundle) == before
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from helpers.bundles import refusal
 from zipvl_compile.bench.compare import compare, table
 from zipvl_compile.bench.results import RESULTS_FILE, Cell, gains, read_results
 from zipvl_compile.bench.statistics import estimate, paired_ratio, percentiles
+from zipvl_compile.bench.tables import tables
 from zipvl_serving.errors import InputError
 
 
@@ -57,6 +58,25 @@ def test_gains_are_above_one_where_the_mode_is_better() -> None:
     assert {ratio.over for ratio in found.values()} == {"dense"}
 
 
+def test_nothing_has_no_gain_over_nothing() -> None:
+    base = Cell.of("dense", {"rate": 1.0}, {"goodput_per_s": [0.0, 1.0]})
+    mode = Cell.of("fast", {"rate": 1.0}, {"goodput_per_s": [0.0, 2.0]})
+    assert gains([base, mode], "dense") == []
+    one = Cell.of("dense", {"rate": 1.0}, {"goodput_per_s": [4.0, 4.0]})
+    (ratio,) = gains([one, mode], "dense")
+    assert ratio.gain.median == 0.25  # of 0 and 0.5: that a mode lost everything once counts
+
+
+def test_fewer_than_six_samples_have_a_range_and_no_interval() -> None:
+    few, enough = [5.0, 1.0, 4.0, 2.0, 3.0], [5.0, 1.0, 4.0, 2.0, 3.0, 9.0]
+    assert estimate(few).model_dump() == {"median": 3.0, "low": 1.0, "high": 5.0}
+    results = small_results(cells=[Cell.of("dense", {"tokens": 8}, {"ttft_s": s}) for s in (few,)], ratios=[])
+    assert tables(results)[0].rows == [["8 tokens", "3000 [1000, 5000] of 5"]]
+    results = small_results(cells=[Cell.of("dense", {"tokens": 8}, {"ttft_s": enough})], ratios=[])
+    ((_, shown),) = tables(results)[0].rows
+    assert shown.startswith("3500 [") and shown.endswith("]")
+
+
 def test_statistics_repeat_and_hold_what_they_estimate() -> None:
     samples = [float(value) for value in (5, 1, 4, 2, 3)]
     first = estimate(samples)
@@ -76,11 +96,11 @@ def test_compare_says_what_moved_and_what_differs() -> None:
     assert by_mode["zipvl tau .9", 256].ratio == pytest.approx(2.0)
     assert not by_mode["zipvl tau .9", 256].overlap
     assert comparison.differs == ["workload.rounds"]  # not the load average
-    verdicts = {(row[0], row[1]): row[-1] for row in table(comparison).rows}
-    assert verdicts["128 tokens", "dense"] == "intervals overlap"
-    assert verdicts["128 tokens", "zipvl tau .9"] == "B is worse"
-    higher = table(compare(small_results("throughput"), small_results("throughput", factor=0.5)))
-    assert {row[-1] for row in higher.rows if row[1] != "dense"} == {"B is better"}
+    shown = table(comparison)
+    assert shown.columns[-2:] == ["B / A", "intervals overlap"]
+    rows = {(row[0], row[1]): row[-2:] for row in shown.rows}
+    assert rows["128 tokens", "dense"] == ["1.000", "yes"]
+    assert rows["128 tokens", "zipvl tau .9"] == ["2.000", "no"]  # it judges nothing
 
 
 def test_compare_names_what_differs_of_machine_and_target() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ from helpers.fake_session import FakeSession
 
 from zipvl_compile.bench import throughput
 from zipvl_compile.bench.memory import free_bytes
-from zipvl_compile.bench.throughput import measure, rates
+from zipvl_compile.bench.throughput import job_rates, measure
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError
-from zipvl_serving.kv_pool import page_bytes
+from zipvl_serving.kv_pool import KVPool, page_bytes
+from zipvl_serving.page_storage import PageStorage
 
 
 def pages_of(rows: int) -> int:
@@ -53,7 +56,7 @@ def test_all_of_them_decode_in_every_step_and_prefill_is_computed_once_for_the_b
     assert session.batches == [size] * workload.steps * (workload.rounds + workload.warm_up)
     assert len(session.prefilled) == 1 + workload.prefills + workload.warm_up
     assert {name: len(values) for name, values in cell.samples.items()} == {
-        "max_batch": 1, "prefill_s": 2, "decode_step_s": 3, "decode_tokens_per_s": 3, "tokens_per_s": 3,
+        "max_batch": 1, "prefill_s": 2, "decode_step_s": 3, "decode_tokens_per_s": 3, "tokens_per_s": 2,
     }  # fmt: skip
 
 
@@ -67,10 +70,45 @@ def test_a_sample_is_the_time_of_its_steps(tiny_bundle: Path) -> None:
     assert cell.samples["decode_tokens_per_s"] == [2 * size] * 3
 
 
-def test_the_whole_job_counts_every_prefill() -> None:
-    found = rates(4, 11, [1.0, 2.0, 9.0], {"decode_step_s": [0.1, 0.3]})
-    assert found["decode_tokens_per_s"] == pytest.approx([40.0, 4 / 0.3])
-    assert found["tokens_per_s"] == pytest.approx([44 / (8 + 1), 44 / (8 + 3)])
+def test_the_whole_job_counts_every_prompt_and_no_sample_twice() -> None:
+    assert job_rates(4, 11, [1.0, 2.0], [0.1, 0.3, 0.5]) == pytest.approx([44 / (4 + 1), 44 / (8 + 3)])
+    assert job_rates(4, 11, [1.0, 2.0], [0.1]) == pytest.approx([44 / (4 + 1)])
+
+
+def test_the_job_of_a_prompt_with_images_counts_vision(tiny_bundle: Path) -> None:
+    """The clock ticks at every look: vision and prefill are a second each, a decode sample half a second a step."""
+    target = opened(tiny_bundle, FakeSession(Bundle.open(tiny_bundle)))
+    workload = throughput_workload(modes=["dense"], input="scenes", kv_budget="256KiB")
+    ((cell,),) = measure(target, workload, quiet, clock=Clock())
+    size = cell.samples["max_batch"][0]
+    assert (cell.samples["ttft_s"], cell.samples["prefill_s"]) == ([2.0, 2.0], [1.0, 1.0])
+    job = size * workload.new_tokens / (2 * size + 0.5 * (workload.new_tokens - 1))
+    assert cell.samples["tokens_per_s"] == pytest.approx([job, job])
+
+
+def test_pools_do_not_outlive_their_length(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a garbage collector, and each length looks anew at what is free."""
+    pools: list[weakref.ref[KVPool]] = []
+    alive: list[int] = []
+
+    class Pool(KVPool):
+        def __init__(self, storage: PageStorage) -> None:
+            super().__init__(storage)
+            pools.append(weakref.ref(self))
+
+    def free() -> int:
+        alive.append(sum(pool() is not None for pool in pools))
+        return 1 << 40
+
+    monkeypatch.setattr(throughput, "KVPool", Pool)
+    monkeypatch.setattr(throughput, "free_bytes", free)
+    target = opened(tiny_bundle, FakeSession(Bundle.open(tiny_bundle)))
+    gc.disable()
+    try:
+        assert len(list(measure(target, throughput_workload(lengths=[40, 44]), quiet))) == 2
+    finally:
+        gc.enable()
+    assert len(pools) == 4 and alive == [0, 0]
 
 
 def test_max_batch_may_stop_admission_first(tiny_bundle: Path) -> None:

@@ -147,7 +147,7 @@ def test_mistakes_in_throughput(override: str, expected: str, tmp_path: Path) ->
             "rounds: 5\nrequests: 4",
             "w.yaml:5: requests: requests is 4, rounds 5; every round needs a request",
         ),
-        ("rounds: 101", "w.yaml:4: rounds: requests is 100, rounds 101; every round needs a request of its own"),
+        ("rounds: 121", "w.yaml:4: rounds: requests is 120, rounds 121; every round needs a request of its own"),
         (
             "images:\n  low: 4\n  distribution: uniform",
             "w.yaml:5: images.low: high is null, low 4; a uniform distribution needs high >= low",

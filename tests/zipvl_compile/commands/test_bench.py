@@ -12,8 +12,9 @@ from helpers.command_line import invoke, succeed
 
 from zipvl_compile.bench.results import read_results
 from zipvl_compile.bench.writer import PARTIAL_FILE
+from zipvl_serving.errors import ZipvlError
 
-QUICK = ("--set", "lengths=[40]", "--set", "rounds=2", "--set", "breakdown=false")
+QUICK = ("--set", "lengths=[40]", "--set", "rounds=2", "--set", "breakdown=0")
 QUICK_THROUGHPUT = (*QUICK[:4], "--set", "steps=2", "--set", "new_tokens=12", "--set", "kv_budget=512KiB")
 
 
@@ -30,6 +31,7 @@ def test_ttft_of_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     assert {"processor", "cores", "memory_bytes", "versions", "variables", "load_average"} <= set(results.environment)
     assert set(results.environment["load_average"]) == {"start", "end"}
     assert PARTIAL_FILE not in names(tmp_path / "out")
+    assert results.notes[0].startswith("TTFT here is one request alone, from its encoded prompt")
 
 
 def test_throughput_of_a_recipe_that_is_built_first(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -59,7 +61,8 @@ def test_notes_say_what_the_figures_are_not(tiny_bundle: Path, tmp_path: Path) -
         (("ttft", "{bundle}", "--workload", "throughput"), "kind: throughput is measured by `bench throughput`"),
         (("throughput", "{bundle}", "--workload", "none"), "none: no such workload file; valid: "),
         (("ttft", "{bundle}", "--set", "rounds=0"), "--set: rounds: 0 is out of range"),
-        (("ttft", "{bundle}", "--out", "{bundle}/manifest.json"), "is not a directory; --out names one"),
+        (("ttft", "{bundle}", "--out", "{bundle}/out"), "lies inside the bundle"),
+        (("ttft", "{bundle}", "--set", "lengths=[37, 72]"), "lengths: 37 and 72 are both 2 frames of 36 tokens each"),
         (("ttft", "{bundle}", "--set", "modes=[{forced_ratio: 0.5}]", "--set", "lengths=[8]"), "use fixed_ratio: 0.5"),
         (("compare", "{empty}", "{empty}"), "cannot be read (No such file or directory); expected the results of"),
     ],
@@ -104,6 +107,23 @@ def test_an_interrupted_run_keeps_the_lengths_that_are_finished(
     assert len({cell.at["tokens"] for cell in partial.cells}) == 1
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_figure(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zipvl_compile.bench import plots
+
+    def broken(*arguments: object) -> None:
+        raise ZipvlError("no fonts")
+
+    monkeypatch.setattr(plots, "draw_all", broken)
+    result = invoke("bench", "ttft", tiny_bundle, "--out", tmp_path, *QUICK)
+    assert result.exit_code == 1
+    assert "no fonts" in result.stderr
+    partial = read_results(tmp_path / PARTIAL_FILE)
+    assert not any(note.startswith("interrupted") for note in partial.notes)
+    assert partial.ratios and "end" in partial.environment["load_average"]
+
+
 def test_compare(tmp_path: Path) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     a.write_text(small_results().to_json())
@@ -111,6 +131,7 @@ def test_compare(tmp_path: Path) -> None:
     result = invoke("bench", "compare", a, b)
     assert result.exit_code == 0
     assert "warning: A and B differ in workload.rounds" in result.stderr
-    assert "B is worse" in result.stdout
+    assert "B / A" in result.stdout and "2.000" in result.stdout
+    assert "better" not in result.stdout and "worse" not in result.stdout
     pairs = json.loads(succeed("bench", "compare", a, b, "--json"))["pairs"]
     assert {(pair["mode"], pair["overlap"]) for pair in pairs} == {("dense", True), ("zipvl tau .9", False)}

@@ -31,6 +31,8 @@ class Exchange:
     asked: int
     """Tokens that the request asked for."""
     sent_at: float
+    due_at: float | None = None
+    """When it was to be sent, of an open process: its latencies count from then, so that a late client is no gain."""
     arrivals: list[float] = field(default_factory=list)
     """When pieces of the answer came."""
     counts: list[int] | None = None
@@ -58,9 +60,14 @@ class Exchange:
         self.message = one_line(error)
 
     @property
+    def begun_at(self) -> float:
+        """From when its latencies count."""
+        return self.sent_at if self.due_at is None else self.due_at
+
+    @property
     def ttft_s(self) -> float:
-        """From sending to the first piece with content; an answer without any (special tokens alone) counts its end."""
-        return (self.arrivals[0] if self.arrivals else self._end) - self.sent_at
+        """To the first piece with content; an answer without any (special tokens alone) counts its end."""
+        return (self.arrivals[0] if self.arrivals else self._end) - self.begun_at
 
     @property
     def itl_s(self) -> float | None:
@@ -71,7 +78,7 @@ class Exchange:
 
     @property
     def e2e_s(self) -> float:
-        return self._end - self.sent_at
+        return self._end - self.begun_at
 
     @property
     def coalesced(self) -> bool:

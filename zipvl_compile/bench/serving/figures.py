@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from zipvl_compile.bench.results import Cell
+from zipvl_compile.bench.results import QUANTITIES, Cell
 from zipvl_compile.bench.serving.exchange import Exchange
 from zipvl_compile.bench.serving.load import Batch
 from zipvl_compile.bench.serving.points import Point
@@ -18,16 +18,16 @@ from zipvl_compile.bench.workload import SLO
 def cell(mode: str, at: Point, batches: Sequence[Batch], slo: SLO) -> Cell:
     """All rounds of one mode at one point.
 
-    Samples of ttft_s, itl_s and e2e_s are one per request that ended well, rounds after one another; those of the rates
-    are one per round. Failed requests are in the facts, by kind, and in nothing else.
+    A round is one sample, for its requests wait for each other: rates of the round, and medians of its requests'
+    latencies; a figure that some round does not have is left out. Percentiles, in the facts, are over all requests.
+    Failed requests are in the facts, by kind, and in nothing else.
     """
     exchanges = [one for batch in batches for one in batch.exchanges]
     ended = [one for one in exchanges if not one.error]
-    by_request = _latencies(ended)
-    rounds = [rates(batch, slo) for batch in batches]
-    by_round = {name: [values[name] for values in rounds] for name in rounds[0]}
+    rounds = [rates(batch, slo) | medians(batch) for batch in batches]
+    complete = [name for name in QUANTITIES if all(name in values for values in rounds)]
     gaps = [gap for one in ended for gap in one.gaps()]
-    latencies = {name: values for name, values in {**by_request, "itl_gap_s": gaps}.items() if values}
+    latencies = {name: values for name, values in {**_latencies(ended), "itl_gap_s": gaps}.items() if values}
     facts: dict[str, Any] = {
         "requests": len(exchanges),
         "requests_ended": len(ended),
@@ -43,7 +43,7 @@ def cell(mode: str, at: Point, batches: Sequence[Batch], slo: SLO) -> Cell:
         facts["slo_attainment"] = sum(one.meets(slo) for one in exchanges) / len(exchanges)
     if lags := [lag for batch in batches for lag in batch.lags]:
         facts["client_lag_s"] = percentiles(lags)
-    return Cell.of(mode, at, {**by_request, **by_round}, **facts)
+    return Cell.of(mode, at, {name: [values[name] for values in rounds] for name in complete}, **facts)
 
 
 def rates(batch: Batch, slo: SLO) -> dict[str, float]:
@@ -53,16 +53,6 @@ def rates(batch: Batch, slo: SLO) -> dict[str, float]:
     if _is_set(slo):
         counted["goodput_per_s"] = sum(one.meets(slo) for one in ended)
     return {name: value / batch.seconds for name, value in counted.items()}
-
-
-def round_cell(mode: str, at: Point, batches: Sequence[Batch], slo: SLO) -> Cell:
-    """One sample per round of every figure: a round is what can be paired, requests within it wait for each other.
-
-    Latencies are the round's medians. A figure that some round does not have, or has at zero, is left out.
-    """
-    rounds = [rates(batch, slo) | medians(batch) for batch in batches]
-    names = [name for name in rounds[0] if all(values.get(name) for values in rounds)]
-    return Cell(mode=mode, at=at, samples={name: [values[name] for values in rounds] for name in names})
 
 
 def medians(batch: Batch) -> dict[str, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from zipvl_compile.bench.serving.clients.base import Client
+from zipvl_compile.bench.serving.clients.base import Client, Encoded
 from zipvl_compile.bench.serving.exchange import Exchange
 from zipvl_compile.bench.serving.prompts import Prompt
 from zipvl_compile.bench.workload import Mode
@@ -23,13 +23,21 @@ class Batch:
     """Requests that were sent together, in the order of their prompts."""
 
     exchanges: list[Exchange]
-    lags: list[float] = field(default_factory=list)
-    """Of an open process: seconds by which the client was late in sending each."""
+
+    @property
+    def begun_at(self) -> float:
+        """When the first request was sent, or due."""
+        return min(one.begun_at for one in self.exchanges)
 
     @property
     def seconds(self) -> float:
-        """From the first request sent to the last answer ended."""
-        return max(one.ended_at for one in self.exchanges) - min(one.sent_at for one in self.exchanges)
+        """Until the last answer ended."""
+        return max(one.ended_at for one in self.exchanges) - self.begun_at
+
+    @property
+    def lags(self) -> list[float]:
+        """Of an open process: seconds by which the client was late in sending each."""
+        return [one.sent_at - one.due_at for one in self.exchanges if one.due_at is not None]
 
 
 class Load:
@@ -44,36 +52,45 @@ class Load:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._run = secrets.token_hex(4)
-        self._sent = 0
+        self._made = 0
 
     async def closed(self, prompts: Sequence[Prompt], mode: Mode, concurrency: int) -> Batch:
         """Keep `concurrency` requests in flight until all have been sent; a new one follows each that ends."""
-        waiting = iter(range(len(prompts)))
+        requests = self._encoded(prompts, mode)
+        waiting = iter(range(len(requests)))
         exchanges: dict[int, Exchange] = {}
 
         async def user() -> None:
             for at in waiting:
-                exchanges[at] = await self._send(prompts[at], mode)
+                exchanges[at] = await self._send(requests[at])
 
-        await _together([user() for _ in range(min(concurrency, len(prompts)))])
-        return Batch([exchanges[at] for at in range(len(prompts))])
+        await _together([user() for _ in range(min(concurrency, len(requests)))])
+        return Batch([exchanges[at] for at in range(len(requests))])
 
     async def open(self, prompts: Sequence[Prompt], mode: Mode, due: Sequence[float]) -> Batch:
         """Send every request when it is due, seconds from now, whatever has ended."""
+        requests = self._encoded(prompts, mode)
         clock, begun = self.client.clock, self.client.clock()
 
-        async def send_at(prompt: Prompt, when: float) -> Exchange:
-            if (wait := begun + when - clock()) > 0:
+        async def send_at(request: Encoded, due_at: float) -> Exchange:
+            if (wait := due_at - clock()) > 0:
                 await self._sleep(wait)
-            return await self._send(prompt, mode)
+            return await self._send(request, due_at)
 
-        exchanges = await _together([send_at(prompt, when) for prompt, when in zip(prompts, due, strict=True)])
-        lags = [one.sent_at - begun - when for one, when in zip(exchanges, due, strict=True)]
-        return Batch(exchanges, lags)
+        return Batch(
+            await _together([send_at(request, begun + when) for request, when in zip(requests, due, strict=True)])
+        )
 
-    async def _send(self, prompt: Prompt, mode: Mode) -> Exchange:
-        self._sent += 1
-        exchange = await self.client.ask(prompt.fresh(f"{self._run}-{self._sent}"), mode, self._timeout_s)
+    def _encoded(self, prompts: Sequence[Prompt], mode: Mode) -> list[Encoded]:
+        """Requests that nobody has sent yet, ready before the first of them is."""
+        requests = []
+        for prompt in prompts:
+            self._made += 1
+            requests.append(self.client.encode(prompt.fresh(f"{self._run}-{self._made}"), mode))
+        return requests
+
+    async def _send(self, request: Encoded, due_at: float | None = None) -> Exchange:
+        exchange = await self.client.send(request, self._timeout_s, due_at)
         if exchange.error == "unavailable":
             try:
                 await self.client.check()

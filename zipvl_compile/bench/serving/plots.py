@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zipvl_compile.bench.pictures import canvas, title
 from zipvl_compile.bench.results import QUANTITIES, Cell, Results
 from zipvl_compile.bench.tables import modes_of, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
 _AXES = {"concurrency": "requests in flight", "rate": "requests a second, offered"}
 _RATES = ("tokens_per_s", "goodput_per_s")
 _LATENCIES = ("ttft_s", "itl_s")
 _TAILS = {"p50": "-", "p99": ":"}
-_DPI = 150
 
 
-def draw(results: Results, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg and return them; figures that the results lack have no panel."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "zipvl"  # the names of its parts do not change from run to run
-    panels = [name for name in (*_RATES, *_LATENCIES) if any(name in cell.figures for cell in results.cells)]
+def draw(results: Results) -> Figure | None:
+    """A panel for each figure that the results have."""
+    panels = [name for name in _RATES if any(name in cell.figures for cell in results.cells)]
+    panels += [name for name in _LATENCIES if any(name in _percentiles(cell) for cell in results.cells)]
+    if not panels:
+        return None
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
+    figure = canvas(5.2 * columns, 3.6 * rows)
     for at, name in enumerate(panels, 1):
         _panel(figure.add_subplot(rows, columns, at), results, name)
-    figure.suptitle(f"{results.target.name}: {results.name}", fontsize="medium")
-    files = [stem.with_suffix(f".{suffix}") for suffix in FORMATS]
-    for file in files:
-        figure.savefig(file, dpi=_DPI, metadata={"Date": None} if file.suffix == ".svg" else None)
-    return files
+    figure.suptitle(title(results), fontsize="medium")
+    return figure
 
 
 def _panel(axes: Axes, results: Results, name: str) -> None:
@@ -42,15 +37,18 @@ def _panel(axes: Axes, results: Results, name: str) -> None:
     load = next(iter(results.cells[0].at))
     factor, unit = scaled(name)
     for number, mode in enumerate(modes_of(results)):
-        cells = [cell for cell in results.cells if cell.mode == mode and name in cell.figures]
-        places, color = [float(cell.at[load]) for cell in cells], f"C{number}"
+        of_mode, color = [cell for cell in results.cells if cell.mode == mode], f"C{number}"
         if name in _RATES:
+            cells = [cell for cell in of_mode if name in cell.figures]
+            places = [float(cell.at[load]) for cell in cells]
             axes.plot(places, [cell.figures[name].median for cell in cells], color=color, marker="o", label=mode)
             lows, highs = ([getattr(cell.figures[name], end) for cell in cells] for end in ("low", "high"))
             axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
             continue
+        cells = [cell for cell in of_mode if name in _percentiles(cell)]
+        places = [float(cell.at[load]) for cell in cells]
         for tail, style in _TAILS.items():
-            values = [factor * _percentile(cell, name, tail) for cell in cells]
+            values = [factor * _percentiles(cell)[name][tail] for cell in cells]
             axes.plot(places, values, color=color, marker="o", linestyle=style, label=f"{mode}, {tail}")
     axes.set_xscale("log", base=2)
     ticks = sorted({float(cell.at[load]) for cell in results.cells})
@@ -62,5 +60,7 @@ def _panel(axes: Axes, results: Results, name: str) -> None:
     axes.legend(fontsize="small")
 
 
-def _percentile(cell: Cell, name: str, tail: str) -> float:
-    return float(cell.facts["percentiles"][name][tail])
+def _percentiles(cell: Cell) -> dict[str, dict[str, float]]:
+    """By figure, over all requests."""
+    found: dict[str, dict[str, float]] = cell.facts.get("percentiles", {})
+    return found

@@ -14,8 +14,6 @@ from zipvl_compile.bench.serving.lengths import draw
 from zipvl_compile.bench.workload import ServingLoad
 from zipvl_serving.arrays import Array
 
-DEMO_MODEL = "digits"
-"""The name under which the demo model is served."""
 _NOISE_SIDE, _NOISE_CELLS = 336, 42
 _NOISE_TEXT = "What is in the picture ?"
 _IEND_BYTES = 12
@@ -34,17 +32,16 @@ class Prompt:
         return replace(self, images=tuple(_marked(image, mark) for image in self.images))
 
 
-def make_prompts(workload: ServingLoad, *, demo: bool) -> list[Prompt]:
+def make_prompts(workload: ServingLoad) -> list[Prompt]:
     """`workload.requests` prompts by the workload's seed and distributions.
 
-    demo: scenes of held-out glyphs and a question about a colour; otherwise noise of 336 x 336 pixels and a plain
-    question.
+    scenes: held-out glyphs of the demo and a question about a colour. noise: of 336 x 336 pixels, and a plain question.
     """
     count = workload.requests
     rng = np.random.default_rng([workload.seed, 0])
     frames = draw(workload.images, count, rng)
     new_tokens = draw(workload.new_tokens, count, rng)
-    make = _scene if demo else _noise
+    make = _scene if workload.input == "scenes" else _noise
     return [Prompt(*make(rng, frames[at]), new_tokens[at]) for at in range(count)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from zipvl_compile.bench.results import Results
 from zipvl_compile.bench.serving.notes import notes
 from zipvl_compile.bench.serving.sweep import Report, Sweep, sweep
 from zipvl_compile.bench.serving.target import Address, check_modes, describe, reached
-from zipvl_compile.bench.workload import ServingLoad, dump
-from zipvl_compile.bench.writer import check_folder, keeping, put_files, write_results
-
-REQUESTS_FILE = "requests.jsonl"
-"""Every request with the time of every piece of its answer, in seconds from the start of its round."""
+from zipvl_compile.bench.workload import ServingLoad
+from zipvl_compile.bench.writer import check_folder, keeping, write_results
 
 
 def run(
@@ -39,18 +35,7 @@ def run(
 
     def gather(done: Sweep, environment: dict[str, Any], said: Sequence[str] = ()) -> Results:
         target = describe(address, client.model)
-        return Results(
-            kind=workload.kind,
-            name=workload.name,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            environment=environment,
-            target=target,
-            workload=dump(workload),
-            baseline=workload.modes[0].name,
-            cells=done.cells,
-            ratios=done.ratios,
-            notes=[*said, *notes(workload, target, done.cells)],
-        )
+        return Results.of(workload, target, environment, done.cells, [*said, *notes(workload, target, done.cells)])
 
     with keeping(out, on_left) as keep:
 
@@ -60,6 +45,6 @@ def run(
         with reached(address) as client:
             done = asyncio.run(sweep(client, workload, address.model, report, on_point))
         results = gather(done, finished(environment))
-        put_files(out, {REQUESTS_FILE: "".join(f"{line}\n" for line in done.exchanges).encode()})
-        write_results(out, results)
+        keep(results)
+        write_results(out, results, done.exchanges)
     return results

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from zipvl_compile.bench.interleave import abba
-from zipvl_compile.bench.results import Cell, Ratio, gains
+from zipvl_compile.bench.results import Cell
 from zipvl_compile.bench.serving.arrivals import due_times
 from zipvl_compile.bench.serving.clients.base import Client
-from zipvl_compile.bench.serving.figures import cell, round_cell
+from zipvl_compile.bench.serving.figures import cell
 from zipvl_compile.bench.serving.load import Batch, Load
 from zipvl_compile.bench.serving.points import Point, points
-from zipvl_compile.bench.serving.prompts import DEMO_MODEL, Prompt, make_prompts
+from zipvl_compile.bench.serving.prompts import Prompt, make_prompts
 from zipvl_compile.bench.workload import Mode, ServingLoad
 from zipvl_serving.errors import InputError, ZipvlError
 
@@ -29,7 +29,6 @@ class Sweep:
     """What came out so far: cells in the order of points and modes, and every exchange as a line of JSON."""
 
     cells: list[Cell] = field(default_factory=list)
-    ratios: list[Ratio] = field(default_factory=list)
     exchanges: list[str] = field(default_factory=list)
 
 
@@ -43,7 +42,7 @@ async def sweep(
     """
     try:
         await client.connect(model)
-        prompts = make_prompts(workload, demo=client.model == DEMO_MODEL)
+        prompts = make_prompts(workload)
         load = Load(client, workload.timeout_s)
         await _try(client, prompts, workload)
         done = Sweep()
@@ -60,12 +59,12 @@ async def _try(client: Client, prompts: Sequence[Prompt], workload: ServingLoad)
     """The largest request in every mode, so that a workload that cannot run ends before it starts."""
     largest = max(prompts, key=lambda prompt: (len(prompt.images), prompt.new_tokens))
     for mode in workload.modes:
-        exchange = await client.ask(largest, mode, workload.timeout_s)
+        exchange = await client.send(client.encode(largest, mode), workload.timeout_s)
         if exchange.error:
             kind = InputError if exchange.error == "refused" else ZipvlError
             what = f"{len(largest.images)} images, {largest.new_tokens} tokens, {mode.name}"
             raise kind(f"{client.where}: the first request ({what}) failed: {exchange.message}")
-        if not exchange.statistics and len(workload.modes) > 1:
+        if not exchange.statistics and any(other.kind != "dense" for other in workload.modes):
             raise InputError(
                 f"{client.where}: the server says nothing of the method, so it may know no modes; keep one: dense"
             )
@@ -107,16 +106,13 @@ def _record(done: Sweep, workload: ServingLoad, at: Point, batches: dict[str, li
     for mode, rounds in batches.items():
         done.cells.append(cell(mode, at, rounds, workload.slo))
         done.exchanges += _lines(mode, at, rounds)
-    by_round = [round_cell(mode, at, rounds, workload.slo) for mode, rounds in batches.items()]
-    done.ratios += gains(by_round, workload.modes[0].name)
 
 
 def _lines(mode: str, at: Point, batches: Sequence[Batch]) -> Iterator[str]:
     for number, batch in enumerate(batches):
-        begun = min(one.sent_at for one in batch.exchanges)
         for one in batch.exchanges:
             body: dict[str, Any] = {"mode": mode, "at": at, "round": number, **asdict(one)}
-            for name in ("sent_at", "finished_at", "ended_at"):
-                body[name] = None if body[name] is None else round(body[name] - begun, 6)
-            body["arrivals"] = [round(arrival - begun, 6) for arrival in one.arrivals]
+            for name in ("due_at", "sent_at", "finished_at", "ended_at"):
+                body[name] = None if body[name] is None else round(body[name] - batch.begun_at, 6)
+            body["arrivals"] = [round(arrival - batch.begun_at, 6) for arrival in one.arrivals]
             yield json.dumps(body, separators=(",", ":"))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from zipvl_compile.bench.results import Target
 from zipvl_compile.bench.serving.server import serving
-from zipvl_compile.bench.target import check_forced, weights_of
+from zipvl_compile.bench.target import check_forced, describe_bundle
 from zipvl_compile.bench.workload import Mode
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.errors import InputError, ZipvlError
-from zipvl_serving.manifest import Manifest, digest
+from zipvl_serving.manifest import Manifest
 
 if TYPE_CHECKING:
     from zipvl_compile.bench.serving.clients.base import Client
@@ -85,23 +85,15 @@ def describe(address: Address, model: str) -> Target:
     if manifest is None:
         description = {"protocol": protocol}
         return Target(name=model, source=address.target, digest=None, weights="unknown", description=description)
-    return Target(
-        name=model,
-        source=address.target,
-        digest=digest(manifest.model_dump(mode="json")),
-        weights=weights_of(manifest),
-        description={
-            "protocol": protocol,
-            "engine": address.engine,
-            "settings": list(address.settings),
-            "backend": f"{manifest.engine.backend} {manifest.engine.backend_version}",
-            "dtype": manifest.model.dtype,
-            "shape": asdict(manifest.model.shape),
-            "kv_bytes": manifest.limits.kv_bytes,
-            "max_batch": manifest.limits.max_batch,
-            "dense_below": manifest.method.dense_below,
-        },
-    )
+    limits = manifest.limits
+    how = {
+        "protocol": protocol,
+        "engine": address.engine,
+        "settings": list(address.settings),
+        "kv_bytes": limits.kv_bytes,
+        "max_batch": limits.max_batch,
+    }
+    return describe_bundle(manifest, address.target, how)
 
 
 def _split(url: str) -> tuple[str, str]:

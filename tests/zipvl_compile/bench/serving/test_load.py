@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 from helpers.bundles import refusal
-from helpers.load import FakeClient, failing, workload
+from helpers.load import FakeClient, exchange, failing, workload
 
-from zipvl_compile.bench.serving.load import Load
+from zipvl_compile.bench.serving.load import Batch, Load
 from zipvl_compile.bench.serving.prompts import Prompt, make_prompts
 from zipvl_serving.errors import OverloadedError, UnavailableError
 
@@ -18,7 +18,7 @@ DENSE = LOAD.modes[0]
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    return make_prompts(LOAD, demo=True)
+    return make_prompts(LOAD)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 10, 16])
@@ -56,7 +56,24 @@ def test_an_open_process_sends_when_due_whatever_has_ended(prompts: list[Prompt]
     assert slept == [1.0, 0.375]  # the first one is due at once
     assert client.most_in_flight == 3
     assert [one.sent_at for one in batch.exchanges] == [0.0, 1.125, 1.625]
+    assert [one.due_at for one in batch.exchanges] == due
     assert batch.lags == [0.0, 0.125, 0.125]
+
+
+def test_latencies_of_an_open_process_count_from_when_a_request_was_due() -> None:
+    late = exchange(2.5, 3.0, 4.0, due_at=2.0)
+    assert (late.ttft_s, late.e2e_s, late.itl_s) == (1.0, 2.0, 1.0)
+    assert Batch([exchange(2.0, 3.0, due_at=1.0), late]).seconds == 3.0
+
+
+@pytest.mark.parametrize("process", ["closed", "open"])
+def test_every_request_is_encoded_before_the_first_is_sent(prompts: list[Prompt], process: str) -> None:
+    client = FakeClient()
+    encoded: list[int] = []
+    client.answer = lambda number: encoded.append(client.encoded)
+    load = Load(client, 60)
+    asyncio.run(load.closed(prompts, DENSE, 2) if process == "closed" else load.open(prompts, DENSE, [0.0] * 10))
+    assert encoded == [10] * 10
 
 
 def test_a_request_that_fails_is_a_result(prompts: list[Prompt]) -> None:
@@ -83,7 +100,7 @@ def test_a_server_that_left_ends_the_run_in_one_line(prompts: list[Prompt], conc
 
 def test_a_request_without_an_end_is_a_timeout(prompts: list[Prompt]) -> None:
     class Silent(FakeClient):
-        async def _stream(self, payload: Prompt, exchange: object) -> None:
+        async def _stream(self, payload: object, exchange: object) -> None:
             await asyncio.Event().wait()
 
     batch = asyncio.run(Load(Silent(), 0.01).closed(prompts[:2], DENSE, 2))

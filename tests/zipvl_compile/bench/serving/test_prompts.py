@@ -21,19 +21,20 @@ def pixels(png: bytes) -> Any:
     return np.asarray(image)
 
 
-@pytest.mark.parametrize(("demo", "side"), [(True, 48), (False, 336)])
-def test_the_seed_fixes_everything(demo: bool, side: int) -> None:
-    prompts = make_prompts(workload(**LOAD), demo=demo)
-    assert prompts == make_prompts(workload(**LOAD), demo=demo)
-    assert prompts != make_prompts(workload(**LOAD | {"seed": 4}), demo=demo)
+@pytest.mark.parametrize(("kind", "side"), [("scenes", 48), ("noise", 336)])
+def test_the_seed_fixes_everything(kind: str, side: int) -> None:
+    load = {**LOAD, "input": kind}
+    prompts = make_prompts(workload(**load))
+    assert prompts == make_prompts(workload(**load))
+    assert prompts != make_prompts(workload(**load | {"seed": 4}))
     assert len(prompts) == 5 and {len(prompt.images) for prompt in prompts} <= {1, 2, 3}
     assert all(pixels(image).shape == (side, side, 3) for prompt in prompts for image in prompt.images)
     assert len({image for prompt in prompts for image in prompt.images}) == sum(len(one.images) for one in prompts)
-    assert all(prompt.text.startswith("which digit is") == demo for prompt in prompts)
+    assert all(prompt.text.startswith("which digit is") == (kind == "scenes") for prompt in prompts)
 
 
 def test_a_fresh_prompt_is_the_same_picture_in_another_file() -> None:
-    (prompt,) = make_prompts(workload(requests=1, rounds=1), demo=True)
+    (prompt,) = make_prompts(workload(requests=1, rounds=1))
     one, other = prompt.fresh("a-1"), prompt.fresh("a-2")
     files = [prompt.images[0], one.images[0], other.images[0]]
     assert len(set(files)) == 3

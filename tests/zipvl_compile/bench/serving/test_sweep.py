@@ -10,12 +10,17 @@ import pytest
 from helpers.bundles import refusal
 from helpers.load import FakeClient, exchange, failing, workload
 
+from zipvl_compile.bench.results import Results, gains
+from zipvl_compile.bench.serving.figures import cell
+from zipvl_compile.bench.serving.load import Batch
 from zipvl_compile.bench.serving.notes import notes
 from zipvl_compile.bench.serving.points import points
 from zipvl_compile.bench.serving.sweep import Sweep
 from zipvl_compile.bench.serving.sweep import sweep as run_sweep
 from zipvl_compile.bench.serving.target import Address, describe
+from zipvl_compile.bench.tables import tables
 from zipvl_compile.bench.target import RANDOM_WEIGHTS_NOTE
+from zipvl_compile.bench.workload import SLO
 from zipvl_serving.errors import InputError, OverloadedError, UnavailableError, ZipvlError
 
 
@@ -66,10 +71,11 @@ def test_gains_are_pairs_of_rounds_and_above_one_where_the_mode_is_better() -> N
 
     client.answer = answer
     done = sweep(client, concurrency=[1])
-    gains = {ratio.figure: ratio.gain.median for ratio in done.ratios}
-    assert gains.pop("tokens_per_s") == gains.pop("requests_per_s") > 1.5  # the client takes its time between requests
-    assert gains == {name: pytest.approx(2.0) for name in ("ttft_s", "itl_s", "e2e_s")}
-    assert {(ratio.mode, ratio.over) for ratio in done.ratios} == {("zipvl tau .9", "dense")}
+    ratios = gains(done.cells, "dense")
+    found = {ratio.figure: ratio.gain.median for ratio in ratios}
+    assert found.pop("tokens_per_s") == found.pop("requests_per_s") > 1.5  # the client takes its time between requests
+    assert found == {name: pytest.approx(2.0) for name in ("ttft_s", "itl_s", "e2e_s")}
+    assert {(ratio.mode, ratio.over) for ratio in ratios} == {("zipvl tau .9", "dense")}
 
 
 def test_an_open_process_sweeps_rates_with_the_same_arrivals_for_every_mode() -> None:
@@ -88,7 +94,7 @@ def test_failures_are_counted_and_told() -> None:
 def test_where_nothing_of_a_mode_ended_there_is_no_gain() -> None:
     client = FakeClient()
     client.answer = lambda number: failing(OverloadedError("full"), number)(number) if number > 4 else None
-    assert sweep(client).ratios == []
+    assert gains(sweep(client).cells, "dense") == []
 
 
 def test_notes_say_what_bends_the_figures() -> None:
@@ -113,6 +119,8 @@ def test_a_server_that_knows_no_modes_cannot_be_asked_to_compare_them() -> None:
     plain = exchange(0.0, 1.0, statistics={})
     with refusal(InputError, "says nothing of the method"):
         sweep(FakeClient(lambda number: plain))
+    with refusal(InputError, "says nothing of the method"):
+        sweep(FakeClient(lambda number: plain), modes=[{"tau": 0.9}])
     assert len(sweep(FakeClient(lambda number: plain), modes=["dense"]).cells) == 1
 
 
@@ -136,6 +144,37 @@ def test_a_forced_ratio_is_noted_where_the_server_does_not_tell_its_weights() ->
     ]
     assert [RANDOM_WEIGHTS_NOTE in told for told in known] == [True, False]
     assert not any("does not tell" in line for told in known for line in told)
+
+
+def test_what_was_asked_and_what_a_latency_holds_is_told() -> None:
+    for kind, part in (("scenes", "scenes of the demo's held-out glyphs"), ("noise", "Prompts are noise")):
+        assert part in said(Sweep(), input=kind)
+    assert "TTFT is all that a client waits for" in said(Sweep())
+
+
+def test_a_mode_that_ran_dense_is_noted_and_shown() -> None:
+    plain = exchange(0.0, 1.0, 2.0)
+    plain.statistics = plain.statistics | {"dense": True}
+    client = FakeClient()
+    client.answer = lambda number: plain if len(client.log) % 2 else None
+    done = sweep(client, concurrency=[1])
+    assert "zipvl tau .9 ran dense in some of its answers (50% at 1 concurrency)" in said(done, concurrency=[1])
+    assert not [line for line in said(sweep(FakeClient())).split(". ") if "ran dense" in line]
+    load = workload(concurrency=[1])
+    results = Results.of(load, describe(Address("http://fake"), "fake"), {}, done.cells, [])
+    (kept,) = (table for table in tables(results) if table.title == "Kept tokens")
+    assert [row[1] for row in kept.rows] == ["dense", "zipvl tau .9 (50% ran dense)"]
+
+
+def test_a_client_that_is_late_is_noted() -> None:
+    def late(seconds: float) -> str:
+        batch = Batch([exchange(1.0 + seconds, 2.0, due_at=1.0)])
+        made = cell("dense", {"rate": 1.0}, [batch], SLO())
+        changes = {"modes": ["dense"], "arrivals": {"process": "constant"}, "rates": [1.0]}
+        return " ".join(notes(workload(**changes), describe(Address("http://fake"), "fake"), [made]))
+
+    assert "The client sent late, by up to 6 ms (p99)" in late(0.006)
+    assert "sent late" not in late(0.004)
 
 
 def test_one_rate_is_a_sweep_of_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from zipvl_compile.bench.serving.exchange import Exchange
@@ -15,14 +16,12 @@ from zipvl_serving.errors import InputError, ZipvlError, nearest
 Clock = Callable[[], float]
 
 
-def method_fields(mode: Mode) -> dict[str, Any]:
-    """A mode in the names that a request has for it."""
-    if mode.kind == "dense":
-        return {"dense": True}
-    if mode.kind == "tau":
-        return {"tau": mode.value}
-    assert mode.kind in ("forced_ratio", "fixed_ratio")  # a serving workload has no transformers
-    return {"ratio_min": mode.value, "ratio_max": mode.value}
+@dataclass(frozen=True)
+class Encoded:
+    """A request as a client's `_stream` takes it."""
+
+    payload: Any
+    new_tokens: int
 
 
 def choose_model(served: list[str], wanted: str | None, where: str) -> str:
@@ -59,16 +58,19 @@ class Client(ABC):
     async def close(self) -> None:
         """Let go of all connections."""
 
-    async def ask(self, prompt: Prompt, mode: Mode, timeout_s: float) -> Exchange:
+    def encode(self, prompt: Prompt, mode: Mode) -> Encoded:
+        """What `send` takes, so that no request waits until another one is encoded."""
+        return Encoded(self._encode(prompt, mode.method), prompt.new_tokens)
+
+    async def send(self, request: Encoded, timeout_s: float, due_at: float | None = None) -> Exchange:
         """Send one request and read its answer to the end, at most `timeout_s` seconds; its errors are in the result.
 
-        The request is encoded before the clock starts.
+        due_at: by the client's clock, when it was to be sent.
         """
-        payload = self._encode(prompt, method_fields(mode))
-        exchange = Exchange(prompt.new_tokens, self.clock())
+        exchange = Exchange(request.new_tokens, self.clock(), due_at)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._stream(payload, exchange)
+                await self._stream(request.payload, exchange)
         except TimeoutError:
             exchange.fail(TimeoutError(f"the answer was not complete after {timeout_s:g} s"))
         except ZipvlError as error:

@@ -104,8 +104,8 @@ class OpenAIClient(Client):
         """One event of the stream."""
         now = self.clock()
         if error := event.get("error"):
-            kind = _CODES.get(str(error.get("code")), ZipvlError)
-            raise kind(str(error.get("message"))[:300])
+            told = error if isinstance(error, dict) else {"message": error}
+            raise _CODES.get(str(told.get("code")), ZipvlError)(str(told.get("message"))[:300])
         for choice in event.get("choices") or ():
             if (choice.get("delta") or {}).get("content"):
                 exchange.arrive(now)
