@@ -18,11 +18,13 @@ from benchmarks.gpu.micro_compute import half
 from benchmarks.gpu.prefill import random_decoder
 from benchmarks.gpu.shapes import decoder, length
 from benchmarks.gpu.timing import kernel_seconds
-from zipvl_compile.cost.decode import kv_bytes_per_token, parameters, tokens_per_second
+from zipvl_compile.cost.decode import decode_step, parameters
 from zipvl_compile.cost.hardware import GIB
+from zipvl_compile.cost.prediction import predict
 from zipvl_compile.cost.work import ITEM
 from zipvl_compile.models.decoder import Decode
 from zipvl_compile.models.spec import DecoderSpec
+from zipvl_compile.planning.cache import row_bytes
 from zipvl_plugins.pages.kernel import append_rows
 
 RATIO = 0.37
@@ -55,16 +57,22 @@ def _decode(machine: Machine, name: str, n: int) -> dict[str, Any]:
             step = _step(machine, Decode(model), pools, batch, rows, blocks)
             seconds = kernel_seconds(machine, {"step": (step, [()])}, target_s=0.1)["step"]
             figures[mode]["tokens_per_s"][str(batch)] = round(batch / seconds, 1)
-            figures[mode]["predicted"][str(batch)] = round(tokens_per_second(spec, machine.gpu, batch, rows), 1)
+            figures[mode]["predicted"][str(batch)] = _predicted(machine, spec, batch, rows)
     best = [max(arm["tokens_per_s"].values(), default=0) for arm in figures.values() if isinstance(arm, dict)]
     figures["gain"] = round(best[1] / best[0], 2) if best[0] else None
     return figures
 
 
+def _predicted(machine: Machine, spec: DecoderSpec, batch: int, rows: int) -> float:
+    """Tokens a second."""
+    work = decode_step(spec, batch, spec.layers * rows, spec.layers * rows * row_bytes(spec, ITEM, None))
+    return round(batch / predict(work, machine.gpu).total, 1)
+
+
 def _budget(machine: Machine, spec: DecoderSpec) -> int:
     """Bytes of KV."""
     if machine.rehearsal:
-        return 2 * 32 * kv_bytes_per_token(spec)
+        return 2 * 32 * spec.layers * int(row_bytes(spec, ITEM, None))
     return int(min(CARD * IN_USE - ITEM * parameters(spec), machine.free_memory() * IN_USE))
 
 

@@ -7,22 +7,22 @@ prints them, or writes them into the page between its two markers.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.gpu.goals import GOAL_RATIO, SELECTION_SHARE, SPEEDUP
 from benchmarks.gpu.report import table
 from benchmarks.gpu.shapes import LENGTHS, decoder, length
-from zipvl_compile.cost.decode import kv_bytes_per_token, max_batch, tokens_per_second
+from benchmarks.page import Section
+from zipvl_compile.cost.decode import decode_step, parameters
 from zipvl_compile.cost.hardware import EAGER_ELEMENTWISE, GPUS, Gpu
 from zipvl_compile.cost.prediction import Prediction, predict, ttft
-from zipvl_compile.cost.work import Mode, Work, prefill
+from zipvl_compile.cost.work import ITEM, Mode, Work, kept_tokens, prefill
 from zipvl_compile.models.spec import DecoderSpec
+from zipvl_compile.planning.cache import row_bytes
+from zipvl_compile.planning.memory import Claim, Room
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
-BEGIN, END = "<!-- cost model: begin -->", "<!-- cost model: end -->"
+SECTION = Section("gpu.md", "cost model")
 SHOWN = ("a100-80gb", "h200")
 SELECTION = ("probe_scores", "select_tokens")
 DECODE_TOKENS = 16384
@@ -135,23 +135,31 @@ def _goal_rows(spec: DecoderSpec) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _decode() -> list[str]:
+    """The bound that memory sets: all of it for weights and caches, and kernels without beginning and end."""
     rows = []
     for key in SHOWN:
         for name in ("13B", "7B"):
             spec, gpu = decoder(name), GPUS[key]
-            full, kept = DECODE_TOKENS, DECODE_TOKENS * GOAL_RATIO
-            batches = [max_batch(spec, gpu, r) for r in (full, kept)]
-            rates = [tokens_per_second(spec, gpu, b, r) for b, r in zip(batches, (full, kept), strict=True)]
-            per_token = f"{kv_bytes_per_token(spec) / 1024:.0f} KiB"
-            rows.append(
-                (f"{name} on an {gpu.name}", per_token, *_beside(batches, rates), f"{rates[1] / rates[0]:.2f}x")
-            )
+            per_token = spec.layers * row_bytes(spec, ITEM, None)
+            cached = DECODE_TOKENS, kept_tokens(DECODE_TOKENS, GOAL_RATIO)
+            bounds = [_decode_bound(spec, gpu, tokens, per_token) for tokens in cached]
+            (_, full), (_, kept) = bounds
+            size = f"{per_token / 1024:.0f} KiB"
+            rows.append((f"{name} on an {gpu.name}", size, *map(_beside, bounds), f"{kept / full:.2f}x"))
     header = ("", "KV a token", "full cache", f"T only at {GOAL_RATIO:g}", "gain")
     return table(header, rows)
 
 
-def _beside(batches: list[int], rates: list[float]) -> list[str]:
-    return [f"{batch} sequences, {rate:.0f} tokens/s" for batch, rate in zip(batches, rates, strict=True)]
+def _decode_bound(spec: DecoderSpec, gpu: Gpu, rows: int, per_token: float) -> tuple[int, float]:
+    """(sequences, tokens a second) behind `rows` tokens of `per_token` bytes each."""
+    cached = rows * per_token
+    batch = Claim(cached, cached).most(Room(gpu.memory, ITEM * parameters(spec)).left())
+    used = dataclasses.replace(gpu.utilisation, kernel_s=0)
+    return batch, batch / predict(decode_step(spec, batch, spec.layers * rows, cached), gpu, used).total
+
+
+def _beside(bound: tuple[int, float]) -> str:
+    return f"{bound[0]} sequences, {bound[1]:.0f} tokens/s"
 
 
 def _predicted(spec: DecoderSpec, gpu: Gpu, n: int) -> tuple[Prediction, Prediction, Prediction]:
@@ -190,15 +198,5 @@ def _short(value: float) -> str:
     return "0" if not value else f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
-    if not parser.parse_args().write:
-        print(page_section())
-        return
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{page_section()}\n{END}{rest.split(END)[1]}")
-
-
 if __name__ == "__main__":
-    main()
+    SECTION.main(__doc__, page_section)

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.shapes import DECODERS, LENGTHS
-from zipvl_compile.cost.decode import kv_bytes_per_token, max_batch, parameters, tokens_per_second
-from zipvl_compile.cost.hardware import GPUS, gpu, gpu_of_device
-from zipvl_compile.cost.prediction import ttft
+from zipvl_compile.cost.decode import decode_step, parameters, weights_read
+from zipvl_compile.cost.hardware import CORE, GPUS, Device, cpu, gpu, gpu_of_device
+from zipvl_compile.cost.prediction import predict, ttft
 from zipvl_compile.cost.work import Mode, prefill
 from zipvl_compile.models.decoder import Decoder, Prefill
 from zipvl_compile.models.spec import MethodSpec
@@ -55,11 +55,36 @@ def test_published_seconds_are_plausible(n: int, dense: float, zipvl: float) -> 
 
 
 def test_published_decode_throughput_is_the_memory_bound() -> None:
-    """2.83x at 16K tokens and the largest batch, ratio .367 on an 80 GB card."""
-    full, kept = 16384, 16384 * 0.367
-    rates = [tokens_per_second(LARGE, A100, max_batch(LARGE, A100, rows), rows) for rows in (full, kept)]
+    """2.83x at 16K tokens and the largest batch, ratio .367 on an 80 GB card: 4 and 12 sequences."""
+    per_token = 2 * 2 * 40 * 40 * 128
+    rates = []
+    for batch, rows in ((4, 16384), (12, 6013)):
+        assert int((A100.memory - 2 * parameters(LARGE)) // (rows * per_token)) == batch
+        rates.append(batch / predict(decode_step(LARGE, batch, 40 * rows, rows * per_token), A100).total)
     assert rates[1] / rates[0] == pytest.approx(2.83, rel=0.02)
-    assert kv_bytes_per_token(LARGE) == 2 * 2 * 40 * 40 * 128
+
+
+def test_a_decode_step_by_hand() -> None:
+    """Two products of two operations for every cached row and query head; a cache that moves three times."""
+    linear, attention = decode_step(LARGE, 3, 1000, 5000.0, traffic=3)
+    assert (linear.flops, linear.bytes) == (3 * 2 * weights_read(LARGE), 2 * weights_read(LARGE))
+    assert (attention.flops, attention.bytes) == (3 * 4 * 40 * 128 * 1000, 3 * 3 * 5000)
+
+
+def test_long_batches_are_bound_by_attention_where_products_are_slow() -> None:
+    """On a core with memory to spare a row more costs its products, though no weight is read for it."""
+    core = dataclasses.replace(CORE, bandwidth=1e15)
+    seconds = [predict(decode_step(LARGE, 8, rows, rows * 1e3), cpu(2, 1e12, core)).total for rows in (1e6, 2e6)]
+    products = 8 * 4 * 40 * 128 * 1e6 / (2 * core.flops * core.utilisation.dense_attention)
+    assert seconds[1] - seconds[0] == pytest.approx(products)
+
+
+@pytest.mark.parametrize("device", [A100, cpu(2, 1e12)], ids=lambda device: device.name)
+def test_probe_scores_are_one_product_where_a_graph_keeps_them(device: Device) -> None:
+    once, twice = (ttft(LARGE, device, 8192, "zipvl", ratio=0.37, score_products=count).ops for count in (1, 2))
+    begun = 40 * 3 * device.utilisation.kernel_s
+    assert twice["probe_scores"] - begun == pytest.approx(2 * (once["probe_scores"] - begun))
+    assert {op for op in once if once[op] != twice[op]} == {"probe_scores"}
 
 
 @pytest.mark.parametrize("name", DECODERS)

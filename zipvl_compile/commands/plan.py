@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zipvl_compile.planning.figures import Plan
 
 
-_TABLE_WIDTH = 96
+_TABLE_WIDTH = 104
 """Columns, also where a pipe or a narrow terminal has fewer: a number cut short is worse than a wrapped line."""
 
 
@@ -31,11 +31,12 @@ def plan(
         list[int] | None, typer.Option(help="Input length, repeatable; default: the recipe's longest and its halves.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Most sequences together in the figures of speed; default: as many as fit.")
+        int | None,
+        typer.Option(help="Most sequences together in the figures of speed; default: all that are admitted."),
     ] = None,
     kv_bytes: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="A page pool such as 2GiB; default: all that is left."),
+        typer.Option(metavar="SIZE", help="A page pool such as 2GiB; default: the recipe's limits.kv_bytes."),
     ] = None,
     overrides: options.Set = None,
     out: Annotated[

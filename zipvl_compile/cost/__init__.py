@@ -1,1 +1,1 @@
-"""What a prefill and a decode step must cost on a GPU: operations and bytes of every op, calculated, never measured."""
+"""What a prefill and a decode step must cost on a GPU or a CPU: operations and bytes of every op, calculated."""

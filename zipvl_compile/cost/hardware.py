@@ -109,12 +109,14 @@ CORE = Core(
     bandwidth=12e9,
     scalar_rate=56e9,
     utilisation=Utilisation(
-        gemm=0.80, lazy_gemm=0.75, dense_attention=0.50, sparse_attention=0.50, scores=0.50, memory=0.80,
-        elementwise=2.0, search=0.10, kernel_s=5e-6, round_s=0,
+        gemm=0.86, lazy_gemm=0.86, dense_attention=0.54, sparse_attention=0.45, scores=0.35, memory=0.56,
+        elementwise=1.0, search=0.05, kernel_s=5e-6, round_s=0,
     ),
 )  # fmt: skip
-"""Assumed, not measured: 32 float32 operations a cycle at 3.5 GHz (AVX-512 in two halves), of which products reach 90
-GFLOP/s; 16 integer operations a cycle, of which a sort makes a tenth; a server's memory shared by its cores."""
+"""Peaks are nominal: 32 float32 and 16 integer operations a cycle at 3.5 GHz; a server's memory shared by its cores.
+The shares are fitted to the quickest runs of a 0.5B decoder's shape on two cores of an AMD EPYC (benchmarks/results,
+ttft-shapes and throughput-shapes; docs/planning.md, "Measured on a CPU"): products and attention to TTFT from 1K to 16K
+tokens, scores and search to its breakdown, memory to the decode steps."""
 
 
 @dataclass(frozen=True)

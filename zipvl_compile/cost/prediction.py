@@ -51,8 +51,9 @@ def ttft(
     ratio: float = 1.0,
     probes: int = 128,
     item: int = ITEM,
+    score_products: int = 2,
     floor: bool = False,
 ) -> Prediction:
     """Time to the first token of a prompt that is already embedded: no vision tower, no tokenising, no queue."""
-    works = prefill(spec, n, mode, ratio=ratio, probes=probes, item=item)
+    works = prefill(spec, n, mode, ratio=ratio, probes=probes, item=item, score_products=score_products)
     return predict(works, device, FLOOR if floor else None)

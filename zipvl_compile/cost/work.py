@@ -4,7 +4,9 @@ n is the prompt's length, p the tokens of T, m the probes; hidden, heads and so 
 activations and KV have `item` bytes a number, 2 unless said otherwise. Causal attention over r rows is 2 r^2 heads
 head_dim operations (half of the square, two products, two operations each); a linear layer of r rows is 2 r inner
 outer. Bytes are the least that a kernel must move: every input read once, every output written once, but for probe
-scores, which read K twice. Norms, RoPE, activations and residuals are counted as fused kernels would move them.
+scores, which read K for each of their `score_products`: two where kernels normalise first and sum up then, so that no
+score is written; one where a graph keeps the scores. Norms, RoPE, activations and residuals are counted as fused
+kernels would move them.
 """
 
 from __future__ import annotations
@@ -49,10 +51,17 @@ class Work:
 
 
 def prefill(
-    spec: DecoderSpec, n: int, mode: Mode, *, ratio: float = 1.0, probes: int = 128, item: int = ITEM
+    spec: DecoderSpec,
+    n: int,
+    mode: Mode,
+    *,
+    ratio: float = 1.0,
+    probes: int = 128,
+    item: int = ITEM,
+    score_products: int = 2,
 ) -> list[Work]:
     """Every op of the prefill of n tokens, in order; `ratio` is p/n in every layer."""
-    layer = _Layer(spec, n, n if mode == "dense" else kept_tokens(n, ratio), min(probes, n), item)
+    layer = _Layer(spec, n, n if mode == "dense" else kept_tokens(n, ratio), min(probes, n), item, score_products)
     attention = {
         "dense": layer.dense, "zipvl": layer.lazy, "zipvl_full": layer.lazy_full, "zipvl_paper": layer.published
     }[mode]  # fmt: skip
@@ -85,6 +94,7 @@ class _Layer:
     p: int
     m: int
     item: int
+    score_products: int
 
     @property
     def queries(self) -> int:
@@ -149,9 +159,10 @@ class _Layer:
 
     def _selection(self) -> Iterator[Work]:
         n, m = self.n, self.m
-        scored = 2 * self.keys * n * self.item + 2 * n * 4 + m * self.queries * self.item
+        products = self.score_products
+        scored = products * self.keys * n * self.item + 2 * n * 4 + m * self.queries * self.item
         # Every probe is charged with every column: true of the recent ones, twice too much for the random ones.
-        yield Work("probe_scores", "scores", 2 * 2 * m * n * self.queries, scored, 3)
+        yield Work("probe_scores", "scores", products * 2 * m * n * self.queries, scored, 3)
         yield Work("select_tokens", "search", SEARCH_STEPS * n, (2 * 4 + 1 + 4) * n, 1, SEARCH_ROUNDS)
 
     def _gather(self, op: str, width: int) -> Work:

@@ -63,12 +63,38 @@ def sequence_bytes(
 
     New tokens are kept in every mode, among the important ones.
     """
-    selecting = spec.layers - min(prompt.dense_layers, spec.layers)
-    total = 0.0
-    for layers, kept in ((selecting, prompt.p), (spec.layers - selecting, prompt.n)):
-        for rows, bits in _streams(mode, prompt.n, kept, new_tokens):
-            total += layers * math.ceil(rows / page_size) * page_size * row_bytes(spec, item, bits)
-    return total
+    return sum(
+        layers * _layer_bytes(spec, _streams(mode, prompt.n, kept, new_tokens), item, page_size)
+        for layers, kept in _layers(spec, prompt)
+    )
+
+
+def largest_layer_bytes(spec: DecoderSpec, mode: CacheMode, prompt: Prompt, new_tokens: int, *, item: int) -> float:
+    """The most of it that one layer has, in rows as they are."""
+    return max(
+        _layer_bytes(spec, _streams(mode, prompt.n, kept, new_tokens), item, 1)
+        for layers, kept in _layers(spec, prompt)
+        if layers
+    )
+
+
+def sequence_rows(spec: DecoderSpec, mode: CacheMode, prompt: Prompt, new_tokens: int) -> int:
+    """Rows that the next token of a sequence attends to, summed over layers, whatever their precision."""
+    return sum(
+        layers * rows
+        for layers, kept in _layers(spec, prompt)
+        for rows, _ in _streams(mode, prompt.n, kept, new_tokens)
+    )
+
+
+def _layers(spec: DecoderSpec, prompt: Prompt) -> tuple[tuple[int, int], ...]:
+    """(layers, tokens of T) of those that select and of those that are exempt."""
+    exempt = min(prompt.dense_layers, spec.layers)
+    return (spec.layers - exempt, prompt.p), (exempt, prompt.n)
+
+
+def _layer_bytes(spec: DecoderSpec, streams: list[tuple[int, int | None]], item: int, page_size: int) -> float:
+    return sum(math.ceil(rows / page_size) * page_size * row_bytes(spec, item, bits) for rows, bits in streams)
 
 
 def _streams(mode: CacheMode, n: int, p: int, new: int) -> list[tuple[int, int | None]]:

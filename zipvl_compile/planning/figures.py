@@ -10,6 +10,10 @@ from zipvl_compile.planning.cache import CacheMode
 
 SCHEMA_VERSION: Final = 1
 
+Bound = Literal["memory", "pool", "max_batch", "positions"]
+"""The device's memory; the page pool (limits.kv_bytes); limits.max_batch; the model's positions, of which an answer
+takes limits.max_new_tokens."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +31,7 @@ class DeviceFigures(_Part):
 
 
 class WeightFigures(_Part):
-    """Bytes in the plan's dtype. `copies`: engines that hold the decoder's weights each."""
+    """Bytes in the plan's dtype. `copies`: times that the decoder's weights lie in memory."""
 
     dtype: str
     decoder_bytes: int
@@ -48,10 +52,14 @@ class Assumptions(_Part):
     probes: int
     dense_layers: int
     dense_below: int
-    pool_bytes: int | None
-    """A pool of this size, where one was asked for; null: all that is left."""
+    ratio_max: float
+    """The recipe's, by which admission knows what a prompt may keep at most."""
+    pool_bytes: int
+    """Of the page pool: the recipe's limits.kv_bytes, unless another was asked for."""
+    max_batch: int
+    """The recipe's limits.max_batch."""
     batch: int | None
-    """No more sequences than these in the figures of speed; null: as many as fit."""
+    """No more sequences than these in the figures of speed; null: as many as are admitted."""
 
 
 class ModeFigures(_Part):
@@ -64,8 +72,10 @@ class ModeFigures(_Part):
     compression: float
     """Dense over that."""
     max_context: int
-    """Tokens of the longest input that fits alone, with its answer; 0: none does."""
-    bounded_by: Literal["memory", "positions"]
+    """Tokens of the longest input that the bundle admits, with its answer; 0: none."""
+    bounded_by: Bound
+    device_context: int
+    """The same with all memory left as the pool."""
 
 
 class Row(_Part):
@@ -77,16 +87,22 @@ class Row(_Part):
     kept_tokens: int
     kv_bytes: float
     """Pages of one sequence with its whole answer."""
+    worst_kv_bytes: float
+    """Pages that must be free for it to enter."""
     activation_bytes: float
     prompt_kv_bytes: float
     left_bytes: float
     """For pages, while one prompt is prefilled."""
     max_batch: int
-    """Sequences that fit; 0 is out of memory."""
+    """Sequences that the bundle admits together; 0: none."""
+    bounded_by: Bound
+    """What keeps it from more."""
+    device_batch: int
+    """Sequences that the device could hold with all memory left as the pool; 0 is out of memory."""
     batch: int
     """Sequences that the rates below are of."""
     ttft_s: float | None
-    """None where nothing fits, here and below."""
+    """None where nothing is admitted, here and below."""
     decode_tokens_per_s: float | None
     request_tokens_per_s: float | None
     """With prefill."""

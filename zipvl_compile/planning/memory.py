@@ -11,7 +11,28 @@ from zipvl_compile.planning.cache import CacheMode, Prompt
 from zipvl_compile.planning.stack import Stack
 
 ENGINES_WITH_WEIGHTS = ("tensorrt", "tensorrt_rtx")
-"""Backends whose prefill and decode engines hold the decoder's weights each; the others share one copy."""
+"""Backends whose prefill and decode engines hold the decoder's weights each."""
+
+
+def weight_copies(backend: str, *, prepack: bool) -> int:
+    """Times that the decoder's weights lie in memory; ONNX Runtime packs those of decode where `serving.prepack` is
+    true, beside the copy that its graphs share."""
+    return 2 if backend in ENGINES_WITH_WEIGHTS or (backend == "onnxruntime" and prepack) else 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Bytes of one sequence in a pool."""
+
+    worst: float
+    """Pages that it may need at most, which must be free for it to enter."""
+    kept: float
+    """Pages that it claims from its prefill on."""
+
+    def most(self, pool: float, beside: float = 0.0) -> int:
+        """Identical sequences that enter a pool one after another, each with `beside` bytes outside of it."""
+        left = pool - self.worst - beside
+        return 0 if left < 0 else 1 + int(left // (self.kept + beside))
 
 
 @dataclass(frozen=True)
@@ -21,19 +42,14 @@ class Room:
     usable: float
     """Bytes that the stack may fill."""
     weights: float
-    cache_copies: float = 1
 
     @classmethod
     def on(cls, device: Device, stack: Stack, weights: float) -> Room:
-        return cls(device.memory * (1 - stack.reserved), weights, stack.cache_copies)
+        return cls(device.memory * (1 - stack.reserved), weights)
 
     def left(self, prefill: float = 0.0) -> float:
         """Bytes for pages while a prefill takes `prefill` bytes; below 0 where not even that fits."""
         return self.usable - self.weights - prefill
-
-    def max_batch(self, sequence: float, prefill: float = 0.0) -> int:
-        """Sequences of `sequence` bytes of cache while one more prompt may be prefilled."""
-        return max(0, int(self.left(prefill) // (self.cache_copies * sequence)))
 
 
 def activation_bytes(spec: DecoderSpec, prompt: Prompt, *, item: int, probes: int, score_matrix: bool) -> float:

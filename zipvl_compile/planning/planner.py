@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from zipvl_compile.cost.hardware import CPU, Cpu, Device, device
-from zipvl_compile.planning.cache import MODES, CacheMode, Prompt, sequence_bytes
-from zipvl_compile.planning.figures import Assumptions, DeviceFigures, ModeFigures, Plan, Row, WeightFigures
+from zipvl_compile.planning.cache import MODES, CacheMode, Prompt, largest_layer_bytes, sequence_bytes
+from zipvl_compile.planning.figures import Assumptions, Bound, DeviceFigures, ModeFigures, Plan, Row, WeightFigures
 from zipvl_compile.planning.limits import check_limits
-from zipvl_compile.planning.memory import ENGINES_WITH_WEIGHTS, Room, activation_bytes, drops, longest, prompt_kv_bytes
-from zipvl_compile.planning.speed import Speed
-from zipvl_compile.planning.stack import PAGED, Stack
+from zipvl_compile.planning.memory import (
+    ENGINES_WITH_WEIGHTS,
+    Claim,
+    Room,
+    activation_bytes,
+    drops,
+    longest,
+    prompt_kv_bytes,
+    weight_copies,
+)
+from zipvl_compile.planning.speed import Speed, request_rate
+from zipvl_compile.planning.stack import Stack, stack_of
 from zipvl_compile.planning.subject import Subject
+from zipvl_compile.planning.units import show_bytes
 from zipvl_compile.recipe.schema import Recipe
 from zipvl_serving.contract import ITEM_BYTES
 from zipvl_serving.errors import InputError
@@ -47,14 +57,15 @@ class Choices:
                     raise InputError(f"{option} {value}: must be at least 1")
 
 
-def plan(recipe: Recipe, subject: Subject, choices: Choices | None = None, stack: Stack = PAGED) -> Plan:
+def plan(recipe: Recipe, subject: Subject, choices: Choices | None = None, on: Device | None = None) -> Plan:
     """Everything that can be said of a recipe before it is built; weights that do not fit are rows with batch 0.
 
-    Raises InputError for a GPU without figures, a dtype without figures there, or a choice out of range.
+    `on` is a device whose figures are at hand; without it `chosen_device` finds one. Raises InputError for a GPU
+    without figures, a dtype without figures there, or a choice out of range.
     """
     chosen = choices or Choices()
     chosen.check()
-    return _Planner(recipe, subject, chosen, stack).plan()
+    return _Planner(recipe, subject, chosen, on or chosen_device(recipe, chosen.gpu)).plan()
 
 
 def chosen_device(recipe: Recipe, gpu: str | None) -> Device:
@@ -71,11 +82,7 @@ class _Planner:
     recipe: Recipe
     subject: Subject
     chosen: Choices
-    stack: Stack
-
-    @cached_property
-    def device(self) -> Device:
-        return chosen_device(self.recipe, self.chosen.gpu)
+    device: Device
 
     @cached_property
     def backend(self) -> str:
@@ -84,6 +91,10 @@ class _Planner:
         if isinstance(self.device, Cpu):
             return "onnxruntime" if backend in ENGINES_WITH_WEIGHTS else backend
         return "torch" if backend == "onnxruntime" else backend
+
+    @cached_property
+    def stack(self) -> Stack:
+        return stack_of(self.backend, on_cpu=isinstance(self.device, Cpu))
 
     @cached_property
     def dtype(self) -> str:
@@ -102,7 +113,7 @@ class _Planner:
 
     @cached_property
     def weights(self) -> WeightFigures:
-        copies = 2 if self.backend in ENGINES_WITH_WEIGHTS else 1
+        copies = weight_copies(self.backend, prepack=self.recipe.serving.prepack)
         decoder, vision = (self.item * count for count in (self.subject.decoder_numbers, self.subject.vision_numbers))
         total = copies * decoder + vision
         return WeightFigures(
@@ -125,8 +136,8 @@ class _Planner:
             backend=self.backend, stack=self.stack.name, reserved_share=self.stack.reserved,
             new_tokens=limits.max_new_tokens, page_size=limits.page_size,
             probes=zipvl.probe.recent + zipvl.probe.random, dense_layers=zipvl.dense_layers,
-            dense_below=0 if zipvl.dense_below == "auto" else zipvl.dense_below,
-            pool_bytes=self.chosen.pool_bytes, batch=self.chosen.batch,
+            dense_below=0 if zipvl.dense_below == "auto" else zipvl.dense_below, ratio_max=zipvl.ratio_max,
+            pool_bytes=self.chosen.pool_bytes or limits.kv_bytes, max_batch=limits.max_batch, batch=self.chosen.batch,
         )  # fmt: skip
 
     @property
@@ -183,63 +194,88 @@ class _Planner:
             self.subject.decoder, mode, prompt, new_tokens, item=self.item, page_size=page_size
         )  # fmt: skip
 
-    def pages(self, mode: CacheMode, prompt: Prompt) -> float:
-        """What admission claims for one sequence."""
-        return self.sequence(mode, prompt, self.assumptions.new_tokens, self.assumptions.page_size)
+    def claim(self, mode: CacheMode, prompt: Prompt) -> Claim:
+        """What the scheduler claims of the pool for one sequence; the last token of an answer is never fed.
+
+        The most that a prompt may keep is known before it runs, as Runner.most_rows counts it; text that is forced is
+        not.
+        """
+        assumed = self.assumptions
+        chosen = int(assumed.ratio_max * prompt.n) + 1 + self.recipe.zipvl.force.last
+        most = dataclasses.replace(prompt, p=max(prompt.p, min(prompt.n, chosen)))
+        worst, kept = (self.sequence(mode, p, assumed.new_tokens - 1, assumed.page_size) for p in (most, prompt))
+        return Claim(worst, kept)
 
     def prefill_bytes(self, mode: CacheMode, prompt: Prompt) -> tuple[float, float]:
         """(activations, K and V of one prompt)."""
         spec = self.subject.decoder
         activations = activation_bytes(
-            spec, prompt, item=self.item, probes=self.assumptions.probes, score_matrix=self.backend == "onnxruntime"
+            spec, prompt, item=self.item, probes=self.assumptions.probes, score_matrix=self.stack.score_matrix
         )
         return activations, prompt_kv_bytes(spec, mode, prompt, self.backend, item=self.item)
 
     def left(self, mode: CacheMode, prompt: Prompt) -> float:
         return self.room.left(sum(self.prefill_bytes(mode, prompt)))
 
-    def max_batch(self, mode: CacheMode, prompt: Prompt) -> int:
-        pages = self.pages(mode, prompt)
-        fitting = self.room.max_batch(pages, sum(self.prefill_bytes(mode, prompt)))
-        pool = self.chosen.pool_bytes
-        return fitting if pool is None else min(fitting, int(pool // pages))
+    @property
+    def longest_input(self) -> int:
+        """As the build bounds it: prompt and answer have positions of their own."""
+        return max(0, self.subject.decoder.max_positions - self.assumptions.new_tokens)
+
+    def device_batch(self, mode: CacheMode, prompt: Prompt) -> int:
+        """Sequences for which there is memory, whatever the limits."""
+        new, spec = self.assumptions.new_tokens, self.subject.decoder
+        beside = largest_layer_bytes(spec, mode, prompt, new, item=self.item) if self.stack.gathers else 0.0
+        return 0 if prompt.n > self.longest_input else self.claim(mode, prompt).most(self.left(mode, prompt), beside)
+
+    def max_batch(self, mode: CacheMode, prompt: Prompt) -> tuple[int, Bound]:
+        """Sequences that the bundle admits, and what keeps it from more."""
+        if prompt.n > self.longest_input:
+            return 0, "positions"
+        assumed = self.assumptions
+        bounds: list[tuple[int, Bound]] = [
+            (self.device_batch(mode, prompt), "memory"),
+            (self.claim(mode, prompt).most(assumed.pool_bytes), "pool"),
+            (assumed.max_batch, "max_batch"),
+        ]
+        return min(bounds, key=lambda bound: bound[0])
 
     def row(self, n: int, mode: CacheMode, ratio: float) -> Row:
-        prompt = self.prompt(n, mode, ratio)
+        prompt, new = self.prompt(n, mode, ratio), self.assumptions.new_tokens
         activations, prompt_kv = self.prefill_bytes(mode, prompt)
-        most = self.max_batch(mode, prompt)
+        claim = self.claim(mode, prompt)
+        most, bound = self.max_batch(mode, prompt)
         batch = min(most, self.chosen.batch or most)
-        new = self.assumptions.new_tokens
-        read = self.sequence(mode, prompt, new // 2)
         ttft = self.speed.prefill_s(mode, prompt, self.assumptions.probes) if batch else None
+        step = self.speed.step_s(batch, mode, prompt, new // 2)
         return Row(
-            tokens=n, mode=mode, ratio=ratio, kept_tokens=prompt.p, kv_bytes=self.pages(mode, prompt),
+            tokens=n, mode=mode, ratio=ratio, kept_tokens=prompt.p, kv_bytes=claim.kept, worst_kv_bytes=claim.worst,
             activation_bytes=activations, prompt_kv_bytes=prompt_kv, left_bytes=self.left(mode, prompt),
-            max_batch=most, batch=batch, ttft_s=ttft,
-            decode_tokens_per_s=self.speed.decode_rate(batch, read) if batch else None,
-            request_tokens_per_s=None if ttft is None else self.speed.request_rate(batch, read, ttft, new),
+            max_batch=most, bounded_by=bound, device_batch=self.device_batch(mode, prompt), batch=batch, ttft_s=ttft,
+            decode_tokens_per_s=batch / step if batch else None,
+            request_tokens_per_s=None if ttft is None else request_rate(batch, ttft, step, new),
         )  # fmt: skip
 
     def mode(self, mode: CacheMode, ratio: float) -> ModeFigures:
         per_token, dense = (self.sequence(kept, self.prompt(_LONG, kept, ratio), 0) / _LONG for kept in (mode, "dense"))
-        positions = self.subject.decoder.max_positions
-        most = longest(
-            lambda n: self.max_batch(mode, self.prompt(n, mode, ratio)) > 0,
-            positions,
-            drops(self.assumptions.dense_below),
-        )
+        end, breaks = self.longest_input, drops(self.assumptions.dense_below)
+        most = longest(lambda n: self.max_batch(mode, self.prompt(n, mode, ratio))[0] > 0, end, breaks)
+        held = longest(lambda n: self.device_batch(mode, self.prompt(n, mode, ratio)) > 0, end, breaks)
+        _, bound = self.max_batch(mode, self.prompt(most + 1, mode, ratio))
         return ModeFigures(
             mode=mode, ratio=ratio, kv_bytes_per_token=per_token, compression=dense / per_token, max_context=most,
-            bounded_by="positions" if most == positions else "memory",
+            bounded_by=bound, device_context=held,
         )  # fmt: skip
 
     def notes(self) -> list[str]:
         assumed, used = self.assumptions, self.device.utilisation
         found = [
-            "predicted on paper, nothing measured; no vision tower, tokenising, queue or host in TTFT",
+            "predicted on paper; no vision tower, tokenising, queue or host in TTFT",
             f"ratios: {self.ratios[1]}",
             f"shares of peaks reached: products {used.gemm:g} ({used.lazy_gemm:g} of T's rows), dense attention "
             f"{used.dense_attention:g}, sparse {used.sparse_attention:g}, memory {used.memory:g}",
+            f"admission: a request enters a pool of {show_bytes(assumed.pool_bytes)} while its worst case (ratio_max "
+            f"{assumed.ratio_max:g}) is free, {assumed.max_batch} at most; column device: a pool of all memory left",
             f"{assumed.reserved_share:.0%} of memory left to driver and libraries; {assumed.new_tokens} new tokens a "
             f"request; pages of {assumed.page_size} tokens; backend {assumed.backend}",
             "quantise and evict+quantise: no backend has them yet; scales and zero points as in ZipCache "

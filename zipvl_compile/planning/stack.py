@@ -1,4 +1,4 @@
-"""How a serving stack holds and moves the cache: what capacity depends on beside the model and the device."""
+"""How a backend runs the method's ops and holds its pages: what cost and capacity depend on beside model and device."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ class Stack:
     """Assumptions about the software that serves."""
 
     name: str
-    reserved: float
-    """Share of the device's memory that weights, cache and activations cannot have."""
-    cache_copies: float
-    """Times that every sequence's cache lies in memory at the peak of a decode step."""
-    cache_traffic: float
+    cache_traffic: float = 1
     """Times that every sequence's cache moves through memory in a decode step."""
-    step_s: float
-    """Of a decode step, outside the engine."""
+    gathers: bool = False
+    """Whether a decode step holds K and V of one layer and the whole batch a second time, side by side."""
+    score_products: int = 2
+    """Products per probe score: two for kernels that normalise first and sum up then, one where scores are kept."""
+    score_matrix: bool = False
+    """Whether probe scores are written to memory."""
+    reserved: float = 0.10
+    """Share of the device's memory that weights, cache and activations cannot have: the driver's, libraries',
+    workspaces and fragments; what servers of language models usually leave."""
+    step_s: float = 0.3e-3
+    """Of a decode step, outside the engine; measured (docs/benchmarks.md, In-flight batching, 8 to 16 streams)."""
 
 
-PAGED = Stack("pages", reserved=0.10, cache_copies=1, cache_traffic=1, step_s=0.3e-3)
-"""This project: one pool of pages, read where they lie and appended to in place. A tenth of the memory is left to the
-driver, libraries, workspaces and fragments, as servers of language models usually do; 0.3 ms is measured
-(docs/benchmarks.md, In-flight batching, 8 to 16 streams)."""
+KERNELS = Stack("kernels read pages where they lie")
+GATHERED = Stack("pages are gathered", cache_traffic=3, gathers=True, score_products=1)
+"""The ONNX body of paged_attention: rows are read, written side by side, and read again by the products."""
+ONNXRUNTIME = Stack(
+    "pages are gathered, probe scores written", cache_traffic=3, gathers=True, score_products=1, score_matrix=True
+)
 
-LEGACY_TRANSFORMERS = Stack("transformers, tuple caches", reserved=0.15, cache_copies=2, cache_traffic=3, step_s=0)
-"""transformers 4.36 to 4.40, on which LLaVA-NeXT's own code ran: every step concatenates each layer's cache with its
-new row (the whole cache is read and written, then read again by attention), while the tuple of the step before, which
-generate() still holds, keeps the old one alive until the step has ended. Sequences of equal length need no padding.
-Tensors that grow at every step leave gaps: `reserved` is the middle of what the OOM rows of the ZipVL paper's Table 4
-allow, 6.5 to 22.9 % (docs/planning.md)."""
+
+def stack_of(backend: str, *, on_cpu: bool) -> Stack:
+    """What runs the ops of a backend; torch on a CPU runs references, which gather and write scores as well."""
+    if backend == "onnxruntime" or on_cpu:
+        return ONNXRUNTIME
+    return GATHERED if backend == "tensorrt_rtx" else KERNELS

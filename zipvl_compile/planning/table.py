@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zipvl_compile.planning.figures import ModeFigures, Plan, Row
+from zipvl_compile.planning.figures import Bound, ModeFigures, Plan, Row
 from zipvl_compile.planning.units import show_bytes, show_rate, show_seconds
 
-HEADER = ("tokens", "mode", "ratio", "KV/seq", "max batch", "TTFT", "decode tok/s", "with prefill")
-MODE_HEADER = ("mode", "ratio", "KV/token", "smaller by", "longest input", "bounded by")
+HEADER = ("tokens", "mode", "ratio", "KV/seq", "max batch", "device", "TTFT", "decode tok/s", "with prefill")
+MODE_HEADER = ("mode", "ratio", "KV/token", "smaller by", "longest input", "bounded by", "device")
+_NONE: dict[Bound, str] = {"memory": "OOM", "pool": "> pool", "positions": "> positions"}
+"""Of a row to which nothing is admitted."""
 
 
 def summary(plan: Plan) -> list[str]:
     """The lines above the tables."""
     weights, device, assumed = plan.weights, plan.device, plan.assumptions
-    copies = f", decoder in {weights.copies} engines" if weights.copies > 1 else ""
+    copies = ", decoder twice" if weights.copies > 1 else ""
     lines = [
         f"{plan.recipe} on {device.name}, {show_bytes(device.memory_bytes)}, backend {assumed.backend}",
         f"weights: {show_bytes(weights.total_bytes)} in {weights.dtype} (decoder {show_bytes(weights.decoder_bytes)}, "
@@ -31,22 +33,23 @@ def summary(plan: Plan) -> list[str]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """One row under HEADER; OOM where nothing fits."""
+    """One row under HEADER; what it exceeds where nothing is admitted."""
+    device = str(row.device_batch or "-")
     head = (str(row.tokens), row.mode, _ratio(row), show_bytes(row.kv_bytes))
     if row.ttft_s is None or row.decode_tokens_per_s is None or row.request_tokens_per_s is None:
-        return *head, "OOM", "-", "-", "-"
+        return *head, _NONE[row.bounded_by], device, "-", "-", "-"
     batch = str(row.max_batch) if row.batch == row.max_batch else f"{row.max_batch} (at {row.batch})"
     return (
-        *head, batch, show_seconds(row.ttft_s), show_rate(row.decode_tokens_per_s), show_rate(row.request_tokens_per_s)
+        *head, batch, device, show_seconds(row.ttft_s), show_rate(row.decode_tokens_per_s),
+        show_rate(row.request_tokens_per_s),
     )  # fmt: skip
 
 
 def mode_cells(mode: ModeFigures) -> tuple[str, ...]:
     """One row under MODE_HEADER."""
-    bound = mode.bounded_by if mode.max_context else "-"
-    longest = str(mode.max_context) if mode.max_context else "OOM"
-    per_token = show_bytes(mode.kv_bytes_per_token)
-    return mode.mode, _ratio(mode), per_token, f"{mode.compression:.2f}x", longest, bound
+    compression = f"{mode.compression:.2f}x"
+    lengths = str(mode.max_context or "-"), mode.bounded_by, str(mode.device_context or "OOM")
+    return mode.mode, _ratio(mode), show_bytes(mode.kv_bytes_per_token), compression, *lengths
 
 
 def markdown(plan: Plan) -> str:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from zipvl_compile.models.spec import DecoderSpec, Rope
-from zipvl_compile.planning.cache import MODES, CacheMode, Prompt, row_bytes, sequence_bytes
-from zipvl_compile.planning.memory import Room, activation_bytes, longest, prompt_kv_bytes
+from zipvl_compile.planning.cache import (
+    MODES,
+    CacheMode,
+    Prompt,
+    largest_layer_bytes,
+    row_bytes,
+    sequence_bytes,
+    sequence_rows,
+)
+from zipvl_compile.planning.memory import Claim, Room, activation_bytes, longest, prompt_kv_bytes, weight_copies
+from zipvl_serving.backends import BACKENDS
 
 SPEC = DecoderSpec(
     layers=3, hidden=32, heads=4, kv_heads=2, head_dim=64, intermediate=80, vocabulary=100, norm_eps=1e-5, rope=Rope(())
@@ -44,6 +53,15 @@ def test_exempt_layers_and_short_prompts_keep_every_token() -> None:
     assert Prompt.at(1, 0.01).p == 1
 
 
+def test_rows_that_a_step_reads_and_the_largest_layer() -> None:
+    """What is not kept is not read; a quantised cache keeps all."""
+    exempt = Prompt.at(100, 0.37, dense_layers=1)
+    assert sequence_rows(SPEC, "evict", exempt, 10) == 2 * 47 + 110
+    assert sequence_rows(SPEC, "quantise", exempt, 10) == sequence_rows(SPEC, "dense", exempt, 10) == 3 * 110
+    assert largest_layer_bytes(SPEC, "evict", exempt, 10, item=2) == 110 * 512
+    assert largest_layer_bytes(SPEC, "evict", Prompt.at(100, 0.37), 10, item=2) == 47 * 512
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_beats_dense_at_ratio_1_but_quantised(mode: CacheMode) -> None:
     kept = sequence_bytes(SPEC, mode, Prompt.at(64, 1.0), 0, item=2)
@@ -75,11 +93,29 @@ def test_kv_of_a_prompt_before_it_is_in_pages(backend: str, n: int, mode: CacheM
 
 
 def test_room() -> None:
-    room = Room(usable=1000, weights=300)
-    assert room.left(100) == 600
-    assert [room.max_batch(sequence, 100) for sequence in (100, 101, 600, 601)] == [6, 5, 1, 0]
-    assert Room(usable=1000, weights=1001).max_batch(1) == 0
-    assert Room(usable=1000, weights=300, cache_copies=2).max_batch(100, 100) == 3
+    assert Room(usable=1000, weights=300).left(100) == 600
+    assert Room(usable=1000, weights=1001).left() == -1
+
+
+@pytest.mark.parametrize(
+    ("pool", "most"), [(99, 0), (100, 1), (129, 1), (130, 2), (159, 2), (160, 3), (1000, 31)]
+)  # fmt: skip
+def test_admission_needs_the_worst_case_once_and_claims_what_was_kept(pool: int, most: int) -> None:
+    assert Claim(worst=100, kept=30).most(pool) == most
+    entered = reserved = 0
+    while reserved + 100 <= pool:
+        entered, reserved = entered + 1, reserved + 30
+    assert entered == most
+
+
+def test_a_batch_needs_memory_beside_its_pages() -> None:
+    assert [Claim(100, 100).most(pool, beside=25) for pool in (124, 125, 249, 250)] == [0, 1, 1, 2]
+
+
+def test_weights_lie_in_memory_twice_where_engines_hold_or_pack_them() -> None:
+    copies = {backend: weight_copies(backend, prepack=True) for backend in BACKENDS}
+    assert copies == {"onnxruntime": 2, "torch": 1, "tensorrt": 2, "tensorrt_rtx": 2}
+    assert weight_copies("onnxruntime", prepack=False) == 1
 
 
 def test_longest() -> None:

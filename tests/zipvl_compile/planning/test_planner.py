@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.shapes import DECODERS
-from zipvl_compile.cost.decode import parameters, weights_read
+from zipvl_compile.cost.decode import ATTENTION_KERNELS, LINEAR_KERNELS, parameters, weights_read
 from zipvl_compile.cost.hardware import CORE, GPUS, cpu
 from zipvl_compile.cost.prediction import ttft
 from zipvl_compile.planning.cache import MODES
 from zipvl_compile.planning.figures import Plan, Row
 from zipvl_compile.planning.planner import Choices, chosen_device, plan
-from zipvl_compile.planning.speed import STEP_KERNELS
-from zipvl_compile.planning.stack import PAGED
+from zipvl_compile.planning.stack import KERNELS
 from zipvl_compile.planning.subject import Subject, read_subject
 from zipvl_compile.recipe.load import load_recipe
 from zipvl_compile.recipe.schema import Recipe
@@ -27,7 +26,7 @@ GIB = 1 << 30
 
 
 def recipe(**parts: object) -> Recipe:
-    target = {"backend": "torch", "limits": {"max_input_tokens": 16384, "max_batch": 4, "kv_bytes": "8GiB"}}
+    target = {"backend": "torch", "limits": {"max_input_tokens": 16384, "max_batch": 64, "kv_bytes": "40GiB"}}
     return Recipe.model_validate({"name": "r", "model": {"source": "s"}, "target": target, **parts})
 
 
@@ -45,14 +44,14 @@ def test_every_mode_at_every_length_and_ratio() -> None:
     ]  # fmt: skip
     assert len(made.rows) == 4 * 7
     assert "assumed" in made.ratio_source and made.device.name == GPUS["a100-80gb"].name
-    assert made.limits == []
 
 
 def test_a_row_by_hand() -> None:
     made = plan(recipe(), SUBJECT)
     found = row(made, "evict")
     kept, new, per_token = 6062, 256, 2 * 2 * 40 * 40 * 128
-    pages = -(-(kept + new) // 16) * 16 * per_token
+    pages = -(-(kept + new - 1) // 16) * 16 * per_token  # the last token is never fed
+    worst = -(-(16384 + new - 1) // 16) * 16 * per_token  # ratio_max is 1
     activations = 4 * 16384 * 128 + 2 * 16384 * (2 * 5120 + 3 * 13824)
     prompt_kv = 16384 * per_token  # torch does not trim below 32K tokens
     assert (found.kept_tokens, found.kv_bytes, found.activation_bytes) == (kept, pages, activations)
@@ -60,13 +59,14 @@ def test_a_row_by_hand() -> None:
     weights = 2 * (parameters(LARGE) + 335_000_000)
     assert made.weights.total_bytes == weights and made.weights.copies == 1
     assert found.left_bytes == pytest.approx(0.9 * 80 * GIB - weights - activations - prompt_kv)
-    assert found.max_batch == found.batch == int(found.left_bytes // pages)
+    assert found.worst_kv_bytes == worst
+    assert found.max_batch == found.batch == found.device_batch == 1 + int((found.left_bytes - worst) // pages)
     read = 2 * weights_read(LARGE) + found.batch * (kept + new // 2) * per_token
-    step = read / (2.039e12 * 0.85) + STEP_KERNELS * 40 * 3e-6 + PAGED.step_s
+    step = read / (2.039e12 * 0.85) + (LINEAR_KERNELS + ATTENTION_KERNELS) * 40 * 3e-6 + KERNELS.step_s
     assert found.decode_tokens_per_s == pytest.approx(found.batch / step)
     assert found.ttft_s == pytest.approx(ttft(LARGE, GPUS["a100-80gb"], 16384, "zipvl", ratio=0.37).total, rel=1e-4)
     assert found.request_tokens_per_s == pytest.approx(
-        found.batch * new / (found.batch * found.ttft_s + new * step)
+        found.batch * new / (found.batch * found.ttft_s + (new - 1) * step)
     )  # fmt: skip
 
 
@@ -136,8 +136,51 @@ def test_batch_and_pool_bound_what_is_shown() -> None:
     two = row(plan(recipe(), SUBJECT, Choices(batch=2)), "evict")
     assert (two.max_batch, two.batch) == (whole.max_batch, 2)
     assert two.decode_tokens_per_s and whole.decode_tokens_per_s and two.decode_tokens_per_s < whole.decode_tokens_per_s
-    pool = row(plan(recipe(), SUBJECT, Choices(pool_bytes=11 * GIB)), "evict")
-    assert pool.max_batch == int(11 * GIB // pool.kv_bytes) == 2
+    asked = row(plan(recipe(), SUBJECT, Choices(pool_bytes=23 * GIB)), "evict")
+    assert (asked.max_batch, asked.bounded_by) == (1 + int((23 * GIB - asked.worst_kv_bytes) // asked.kv_bytes), "pool")
+    assert asked.max_batch == 3 and asked.device_batch == whole.device_batch == 5
+
+
+def test_a_bundle_admits_what_its_own_limits_allow() -> None:
+    """The pool and the batch of the recipe, beside what the device could hold."""
+    limits = {"max_input_tokens": 16384, "max_batch": 2, "kv_bytes": "40GiB"}
+    few = plan(recipe(target={"backend": "torch", "limits": limits}), SUBJECT)
+    found = row(few, "evict")
+    assert (found.max_batch, found.bounded_by, found.device_batch) == (2, "max_batch", 5)
+    small = plan(recipe(target={"backend": "torch", "limits": {**limits, "kv_bytes": "8GiB"}}), SUBJECT)
+    at_most = 8 * GIB // (2 * 2 * 40 * 40 * 128) // 16 * 16 - 255
+    assert row(small, "evict").max_batch == 0 and row(small, "evict").bounded_by == "pool"
+    assert {(m.max_context, m.bounded_by) for m in small.modes if m.mode in ("dense", "evict")} == {(at_most, "pool")}
+    assert small.limits == [f"limits.max_input_tokens 16384: at most {at_most}, the page pool holds no more at worst"]
+
+
+def test_a_forced_ratio_is_the_worst_case() -> None:
+    """Admission counts a token for rounding and the forced last one on top of the ratio."""
+    forced = row(plan(recipe(zipvl={"ratio_min": 0.37, "ratio_max": 0.37}), SUBJECT), "evict")
+    free = row(plan(recipe(), SUBJECT), "evict")
+    assert forced.worst_kv_bytes == forced.kv_bytes == free.kv_bytes < free.worst_kv_bytes
+    assert forced.max_batch > free.max_batch
+
+
+def test_onnxruntime_packs_weights_and_gathers_pages() -> None:
+    """Its decode weights lie in memory twice; a step copies K and V of one layer of the whole batch, and moves the
+    cache three times."""
+    on = cpu(2, 114.5 * GIB)
+    target = {"backend": "onnxruntime", "limits": {"max_input_tokens": 8192, "max_batch": 64, "kv_bytes": "90GiB"}}
+    packed, shared = (
+        plan(recipe(target=target, serving={"prepack": prepack}), SUBJECT, on=on) for prepack in (True, False)
+    )
+    assert (packed.weights.copies, shared.weights.copies) == (2, 1)
+    assert packed.weights.total_bytes - shared.weights.total_bytes == packed.weights.decoder_bytes
+    found = row(shared, "dense", 8192)
+    layer = (8192 + 256) * 2 * 4 * 40 * 128
+    assert int(found.left_bytes // found.kv_bytes) == 3
+    assert found.device_batch == int(found.left_bytes // (found.kv_bytes + layer)) == 2
+    of_torch = plan(recipe(target={**target, "backend": "torch"}), SUBJECT, on=on)
+    assert of_torch.assumptions.stack == shared.assumptions.stack  # references gather as well
+    used, step = CORE.utilisation, found.batch / (found.decode_tokens_per_s or 0)
+    moved = 3 * found.batch * (8192 + 128) * 40 * 2 * 4 * 40 * 128 + 4 * weights_read(LARGE)
+    assert step == pytest.approx(moved / (2 * CORE.bandwidth * used.memory), rel=0.01)
 
 
 def test_the_longest_input_is_the_longest_that_fits() -> None:
@@ -148,19 +191,30 @@ def test_the_longest_input_is_the_longest_that_fits() -> None:
         beyond = plan(recipe(), SUBJECT, Choices(gpu="a100-40gb", ratios=[0.37], tokens=[mode.max_context + 64]))
         assert row(at_most, mode.mode, mode.max_context).max_batch >= 1
         assert row(beyond, mode.mode, mode.max_context + 64).max_batch == 0
+
+
+def test_an_answer_has_positions_too() -> None:
+    """As the build refuses it: what is longer is marked, and a line of the limits says so."""
     short = dataclasses.replace(SUBJECT, decoder=dataclasses.replace(LARGE, max_positions=4096))
-    assert {(m.max_context, m.bounded_by) for m in plan(recipe(), short).modes} == {(4096, "positions")}
+    made = plan(recipe(), short, Choices(tokens=[3840, 3841]))
+    assert {(m.max_context, m.device_context, m.bounded_by) for m in made.modes} == {(3840, 3840, "positions")}
+    assert all((r.max_batch > 0) == (r.tokens == 3840) for r in made.rows)
+    beyond = [r for r in made.rows if r.tokens == 3841]
+    assert {(r.max_batch, r.device_batch, r.bounded_by, r.ttft_s) for r in beyond} == {(0, 0, "positions", None)}
+    assert made.limits == [
+        "limits.max_input_tokens 16384: at most 3840, the model has no more positions beside 256 new tokens"
+    ]
 
 
 @pytest.mark.parametrize(
     ("limits", "line"),
     [({"kv_bytes": "64GiB", "max_input_tokens": 4096, "max_batch": 4},
       "limits.kv_bytes 64 GiB: 43.6 GiB are left beside weights and a prefill of 4096 tokens"),
-     ({"kv_bytes": "1GiB", "max_input_tokens": 16384, "max_batch": 999},
-      "limits.max_batch 999: 6 sequences of 16384 tokens fit (evict at ratio 0.37)"),
+     ({"kv_bytes": "32GiB", "max_input_tokens": 16384, "max_batch": 999},
+      "limits.max_batch 999: 5 sequences of 16384 tokens fit (evict at ratio 0.37)"),
      ({"kv_bytes": "1GiB", "max_input_tokens": 200000, "max_batch": 1},
-      "limits.max_input_tokens 200000: at most 70963, no more fit (evict at ratio 0.37)"),
-     ({"kv_bytes": "1GiB", "max_input_tokens": 16384, "max_batch": 6}, None)],
+      "limits.max_input_tokens 200000: at most 1041, the page pool holds no more at worst"),
+     ({"kv_bytes": "32GiB", "max_input_tokens": 16384, "max_batch": 5}, None)],
 )  # fmt: skip
 def test_limits_that_do_not_fit(limits: dict[str, object], line: str | None) -> None:
     made = plan(recipe(target={"backend": "torch", "limits": limits}), SUBJECT)
