@@ -1,7 +1,6 @@
 """How often the paired gate errs: on simulated machines, and its self-test over and over on this one.
 
-    python -m benchmarks.gate_noise --out benchmarks/results/gate_noise.json
-    python -m benchmarks.gate_noise --machines 0 --self-tests 5 --clock cpu --bundle build/digits
+    python -m benchmarks.gate_noise --self-tests 5 --bundle build/digits --out benchmarks/results/gate_noise.json
 
 Simulated: `compare` as `gate paired` calls it, with its defaults, over samplers whose times are made up from a seed.
 Prints the tables of docs/gates.md.

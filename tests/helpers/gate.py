@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
-
-
-@dataclass
-class Machine:
-    """A noisy machine with two tenants.
-
-    drift: coefficient of variation of what falls on both halves of a pair alike. jitter: of what falls on one sample
-    alone. spikes: share of samples that take twice as long.
-    """
-
-    seed: int
-    drift: float
-    jitter: float
-    spikes: float = 0.0
-    rng: np.random.Generator = field(init=False)
-    level: float = 0.0
-    taken: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.seed)
-
-    def noise(self) -> float:
-        """The factor on the next sample; the drift moves on after each pair."""
-        if self.taken % 2 == 0:
-            self.level = 0.7 * self.level + np.sqrt(1 - 0.7**2) * self.rng.standard_normal() * self.drift
-        self.taken += 1
-        own = self.rng.standard_normal() * self.jitter
-        return float(np.exp(self.level + own)) * (2.0 if self.rng.random() < self.spikes else 1.0)
+from benchmarks.gate_noise import SECONDS
+from zipvl_compile.gate.paired import Sides
+from zipvl_compile.gate.process import CLOCKS, Runs, Sampler, Seconds
 
 
 @dataclass
 class FakeSampler:
-    """Answers with `seconds`, on a noisy machine where one is given; remembers what it was asked."""
+    """Answers with `seconds`; remembers what it was asked.
 
-    seconds: float = 0.055
-    machine: Machine | None = None
+    cpu: processor seconds, where they are not those on the wall. tokens: of the prompt of a length.
+    """
+
+    seconds: float = SECONDS
     decode: float | None = None
     product_s: float = 0.001
+    cpu: float | None = None
+    tokens: Callable[[int], int] = int
+    kept: tuple[int, ...] = (5, 7)
+    text: str = "a 7"
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def runs(self, length: int, count: int) -> dict[str, list[float]]:
+    def runs(self, length: int, count: int) -> Runs:
         self.asked.append((length, count))
-        taken = self.seconds * (self.machine.noise() if self.machine else 1.0)
-        return {"ttft": [taken] * count, "prefill": [taken / 2] * count, "decode": [self.decode or taken / 10] * count}
+        taken = {"wall": self.seconds, "cpu": self.cpu or self.seconds}
 
-    def calibrate(self, count: int) -> list[float]:
-        return [self.product_s] * count
+        def share(part: float) -> Seconds:
+            return {clock: [part * taken[clock]] * count for clock in CLOCKS}
+
+        decode = dict.fromkeys(CLOCKS, [self.decode] * count) if self.decode else share(0.1)
+        figures = {"ttft": share(1), "prefill": share(0.5), "decode": decode, "dense": share(0.6)}
+        return Runs(self.tokens(length), self.kept, self.text, figures)
+
+    def calibrate(self, count: int, side: int) -> Seconds:
+        return dict.fromkeys(CLOCKS, [self.product_s] * count)
+
+
+def both(base: Sampler, head: Sampler) -> Sides:
+    """Two sides that are there already, however often they are started."""
+    return lambda: nullcontext((base, head))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from zipvl_serving.arrays import Array
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -28,19 +32,19 @@ def estimate(samples: Sequence[float]) -> Estimate:
     median = statistics.median(samples)
     if len(samples) < FEWEST_FOR_INTERVAL or len(set(samples)) == 1:
         return Estimate(median=median, low=min(samples), high=max(samples))
-    import numpy as np
-    from scipy import stats
+    return _bootstrap(median, lambda values, axis: np.median(values, axis=axis), samples)
 
-    interval = stats.bootstrap(
-        (np.asarray(samples, dtype=np.float64),),
-        np.median,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(median=median, low=float(interval.low), high=float(interval.high))
+
+def ratio_of_medians(samples: Sequence[float], over: Sequence[float]) -> Estimate:
+    """median(samples) / median(over) of samples taken apart, each resampled on its own."""
+    median = statistics.median(samples) / statistics.median(over)
+    if len(set(samples)) == len(set(over)) == 1:
+        return Estimate(median=median, low=median, high=median)
+
+    def ratio(new: Array, old: Array, axis: int) -> Array:
+        return np.asarray(np.median(new, axis=axis) / np.median(old, axis=axis))
+
+    return _bootstrap(median, ratio, samples, over)
 
 
 def paired_ratio(samples: Sequence[float], over: Sequence[float]) -> Estimate:
@@ -50,7 +54,21 @@ def paired_ratio(samples: Sequence[float], over: Sequence[float]) -> Estimate:
 
 def percentiles(samples: Sequence[float], points: Sequence[int] = (50, 90, 99)) -> dict[str, float]:
     """p50, p90 and p99 of samples, interpolated linearly."""
-    import numpy as np
-
     found = np.percentile(np.asarray(samples, dtype=np.float64), points)
     return {f"p{point}": float(value) for point, value in zip(points, found, strict=True)}
+
+
+def _bootstrap(median: float, statistic: Callable[..., Any], *samples: Sequence[float]) -> Estimate:
+    """The percentile bootstrap's interval around `median`."""
+    from scipy import stats
+
+    interval = stats.bootstrap(
+        [np.asarray(values, dtype=np.float64) for values in samples],
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(median=median, low=float(interval.low), high=float(interval.high))

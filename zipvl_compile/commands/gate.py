@@ -12,12 +12,13 @@ import typer
 
 from zipvl_compile.commands import options
 from zipvl_compile.commands.progress import stage_progress
-from zipvl_serving.errors import InputError, one_line
+from zipvl_compile.gate.errors import ENVIRONMENT, BaselineMissingError, GateError, as_gate_error
+from zipvl_serving.errors import InputError, ZipvlError
 
 if TYPE_CHECKING:
     from zipvl_compile.gate.paired import Plan
+    from zipvl_compile.gate.process import Clock as ClockName
     from zipvl_compile.gate.report import Report
-    from zipvl_compile.gate.run import Timed
 
 EXIT_CODES = "Exit codes: 0 pass; 1 regression; 2 usage or environment; 3 inconclusive; 4 baseline missing."
 app = typer.Typer(help=f"Keep figures from regressing (docs/gates.md). {EXIT_CODES}", no_args_is_help=True)
@@ -31,15 +32,15 @@ Baseline = Annotated[Path | None, typer.Option(help="The baseline's file; defaul
 Reason = Annotated[str, typer.Option(help="Why the baseline changes; kept in its history.")]
 Base = Annotated[str | None, typer.Option(metavar="REV", help="The git revision to compare with.")]
 BaseDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Its exported tree, where there is no git history.")]
-Figures = Annotated[str, typer.Option(help="Of ttft, prefill, decode; separated by commas.")]
+Figures = Annotated[str, typer.Option(help="Of ttft, prefill, decode, dense; separated by commas.")]
 Lengths = Annotated[str, typer.Option(help="Prompt lengths in tokens; separated by commas.")]
 Tolerance = Annotated[float, typer.Option(help="Share of slowdown that is let pass.")]
 Rounds = Annotated[int, typer.Option(help="Pairs of samples to begin with.")]
-MaxRounds = Annotated[int, typer.Option(help="Pairs to go up to while a figure is inconclusive.")]
+MaxRounds = Annotated[int, typer.Option(help="Pairs to double up to while a figure is undecided.")]
 Recipe = Annotated[str, typer.Option("--bundle-recipe", help="The recipe that both revisions build.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is all cores.")]
 NewTokens = Annotated[int, typer.Option(min=2, help="Tokens of each answer, for the decode figure.")]
-Clock = Annotated[str, typer.Option(help="`wall`, or `cpu`: processor time of the worker, for busy machines.")]
+Clock = Annotated[str, typer.Option(help="Judge by `wall`, or by `cpu`, processor time, for busy machines.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for junit.xml, summary.md and results.json.")]
 Annotations = Annotated[
     bool | None,
@@ -52,9 +53,9 @@ def deterministic(
     bundle: Bundle = None, baseline: Baseline = None, out: Out = None, annotations: Annotations = None
 ) -> None:
     """Figures that repeat exactly, against the committed ones: any change fails, a gain as well."""
-    from zipvl_compile.gate.run import run_deterministic
+    with _environment(out):
+        from zipvl_compile.gate.run import run_deterministic
 
-    with _environment():
         _finish(run_deterministic(bundle, baseline), out, annotations)
 
 
@@ -76,13 +77,13 @@ def paired(
     annotations: Annotations = None,
 ) -> None:
     """Times of this checkout against those of a base revision, built and run side by side in ABBA order."""
-    from zipvl_compile.gate.run import run_paired
-
     if (base is None) == (base_dir is None):
         raise InputError("gate paired: name what to compare with: either --base REV or --base-dir DIR")
-    with _environment(), _rounds() as on_round:
-        plan = _plan(figures, lengths, tolerance, rounds=rounds, max_rounds=max_rounds)
-        timed = _timed(threads, new_tokens, clock=clock)
+    with _environment(out), _rounds() as on_round:
+        from zipvl_compile.gate.run import Timed, run_paired
+
+        plan = _plan(figures, lengths, tolerance, rounds=rounds, max_rounds=max_rounds, clock=clock)
+        timed = Timed(threads, new_tokens)
         report = run_paired(plan, timed, base, base_dir, recipe, overrides or (), on_round)
         _finish(report, out, annotations)
 
@@ -96,9 +97,9 @@ def baseline(
     annotations: Annotations = None,
 ) -> None:
     """Times against the pinned baseline of this machine class, in units of a matrix product timed beside them."""
-    from zipvl_compile.gate.run import run_pinned
+    with _environment(out), _rounds() as on_round:
+        from zipvl_compile.gate.run import run_pinned
 
-    with _environment(), _rounds() as on_round:
         _finish(run_pinned(bundle, file, tolerance, on_round), out, annotations)
 
 
@@ -114,18 +115,19 @@ def run_all(
     threads: Threads = 0,
     new_tokens: NewTokens = 16,
     clock: Clock = "wall",
+    with_pinned: Annotated[bool, typer.Option("--pinned/--no-pinned", help="Whether the pinned gate runs.")] = True,
     out: Out = None,
     annotations: Annotations = None,
 ) -> None:
-    """The deterministic gate, the paired one where a base is named, and the pinned one where it has a baseline."""
-    from zipvl_compile.gate.run import RECIPE, run_all
-
+    """The deterministic gate, the paired one where a base is named, and the pinned one but with --no-pinned."""
     if base is not None and base_dir is not None:
         raise InputError("gate all: --base and --base-dir name two bases; leave one out")
-    with _environment(), _rounds() as on_round:
-        plan = _plan(figures, lengths, tolerance, rounds=rounds, max_rounds=max_rounds)
-        timed = _timed(threads, new_tokens, clock=clock)
-        _finish(run_all(plan, timed, base, base_dir, RECIPE, on_round), out, annotations)
+    with _environment(out), _rounds() as on_round:
+        from zipvl_compile.gate.run import Timed, run_all
+
+        plan = _plan(figures, lengths, tolerance, rounds=rounds, max_rounds=max_rounds, clock=clock)
+        timed = Timed(threads, new_tokens)
+        _finish(run_all(plan, timed, base, base_dir, on_round, with_pinned=with_pinned), out, annotations)
 
 
 @app.command("self-test", epilog=EXIT_CODES)
@@ -137,18 +139,18 @@ def self_test(
     annotations: Annotations = None,
 ) -> None:
     """Test the gate: the same sources twice must pass, and a TTFT that is 10 % slower must be a regression."""
-    from zipvl_compile.gate.run import run_self_test
+    with _environment(out), _rounds() as on_round:
+        from zipvl_compile.gate.run import run_self_test
 
-    with _environment(), _rounds() as on_round:
-        _finish(run_self_test(bundle, _timed(threads, clock=clock), on_round), out, annotations)
+        _finish(run_self_test(bundle, threads, _clock(clock), on_round), out, annotations)
 
 
 @update.command("deterministic", epilog=EXIT_CODES)
 def update_deterministic(reason: Reason, bundle: Bundle = None, baseline: Baseline = None) -> None:
     """Write the figures of this checkout as the ones to come to."""
-    from zipvl_compile.gate.run import update_deterministic as run
-
     with _environment():
+        from zipvl_compile.gate.run import update_deterministic as run
+
         path, found = run(bundle, baseline, reason)
     _show_update(path, len(found.figures), len(found.history[-1].replaced))
 
@@ -166,27 +168,32 @@ def update_baseline(
     clock: Clock = "wall",
 ) -> None:
     """Measure this machine and pin its times for its class."""
-    from zipvl_compile.gate.run import update_pinned
-
     with _environment(), _rounds() as on_round:
-        plan = _plan(figures, lengths, rounds=rounds, max_rounds=rounds)
-        path, found = update_pinned(bundle, file, plan, _timed(threads, new_tokens, clock=clock), reason, on_round)
+        from zipvl_compile.gate.run import Timed, update_pinned
+
+        plan = _plan(figures, lengths, rounds=rounds, max_rounds=2 * rounds, clock=clock)
+        path, found = update_pinned(bundle, file, plan, Timed(threads, new_tokens), reason, on_round)
     _show_update(path, len(found.samples), len(found.history[-1].replaced))
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """Exit code 1 says that something regressed; whatever else goes wrong in a gate is the environment's, 2."""
-    from zipvl_compile.gate.errors import BaselineMissingError, GateError
+def _environment(out: Path | None = None) -> Iterator[None]:
+    """Exit code 1 says that something regressed; whatever else goes wrong in a gate is the environment's, 2.
 
+    The folder of reports is made before anything is measured.
+    """
     try:
+        if out:
+            from zipvl_compile.gate.report_files import clear
+
+            clear(out)
         yield
     except (InputError, BaselineMissingError, GateError):
         raise
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             raise
-        raise GateError(f"the gate could not be run: {one_line(error)[:300] or type(error).__name__}") from error
+        raise as_gate_error(error) from error
 
 
 @contextmanager
@@ -196,28 +203,28 @@ def _rounds() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, planned: report("rounds", done, planned, "") if done % max(1, planned // 4) == 0 else None
 
 
-def _plan(figures: str, lengths: str, tolerance: float = 0.05, *, rounds: int, max_rounds: int) -> Plan:
+def _plan(figures: str, lengths: str, tolerance: float = 0.05, *, rounds: int, max_rounds: int, clock: str) -> Plan:
     from zipvl_compile.gate.paired import Plan
 
     try:
         tokens = tuple(int(length) for length in lengths.split(","))
     except ValueError:
         raise InputError(f"--lengths: {lengths!r} is no list; must be token counts such as 256,1024") from None
-    return Plan(tuple(figure.strip() for figure in figures.split(",")), tokens, tolerance, rounds, max_rounds)
+    names = tuple(figure.strip() for figure in figures.split(","))
+    return Plan(names, tokens, tolerance, rounds, max_rounds, _clock(clock))
 
 
-def _timed(threads: int, new_tokens: int = 16, *, clock: str) -> Timed:
+def _clock(name: str) -> ClockName:
     from zipvl_compile.gate.process import CLOCKS
-    from zipvl_compile.gate.run import Timed
 
     for known in CLOCKS:
-        if clock == known:
-            return Timed(threads, new_tokens, known)
-    raise InputError(f"--clock: {clock!r} is no clock; valid: {', '.join(CLOCKS)}")
+        if name == known:
+            return known
+    raise InputError(f"--clock: {name!r} is no clock; valid: {', '.join(CLOCKS)}")
 
 
 def _finish(report: Report, out: Path | None, annotations: bool | None) -> None:
-    """Print the report, leave its files, and exit with its code."""
+    """Print the report, leave its files, and exit with its code; where they cannot be left, a pass becomes 2."""
     from zipvl_compile.gate import report_files
 
     for section, cases in report.sections.items():
@@ -230,10 +237,15 @@ def _finish(report: Report, out: Path | None, annotations: bool | None) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true" if annotations is None else annotations:
         for line in report_files.workflow_commands(report):
             typer.echo(line)
-    if out:
-        report_files.write_reports(report, out)
-    report_files.append_step_summary(report)
-    raise typer.Exit(report.exit_code)
+    code = report.exit_code
+    try:
+        if out:
+            report_files.write_reports(report, out)
+        report_files.append_step_summary(report)
+    except ZipvlError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = code or ENVIRONMENT
+    raise typer.Exit(code)
 
 
 def _show_update(path: Path, figures: int, replaced: int) -> None:

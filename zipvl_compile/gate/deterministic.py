@@ -53,9 +53,7 @@ def _files(bundle: Bundle) -> dict[str, Figure]:
 
 
 def _trace(generator: Generator) -> dict[str, Figure]:
-    counts = run_trace(generator)
-    figures = {f"trace.{name}": Figure(value) for name, value in vars(counts).items()}
-    return {**figures, "trace.tokens_per_step": Figure(round(counts.tokens / counts.steps, 6))}
+    return {f"trace.{name}": Figure(value) for name, value in vars(run_trace(generator)).items()}
 
 
 def _kv(generator: Generator) -> dict[str, Figure]:

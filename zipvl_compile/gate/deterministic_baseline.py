@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from zipvl_compile.bench.fingerprint import fingerprint
+from zipvl_compile.bundling.cache import tool_versions
 from zipvl_compile.gate.baseline_file import BaselineFile
 from zipvl_compile.gate.figures import Figure, compare
 from zipvl_compile.gate.report import Report
+from zipvl_serving.errors import InputError
 from zipvl_serving.manifest import Manifest
 
 FILE_NAME = "deterministic.json"
+SOURCES = "zipvl-compile sources"
+"""The manifest's digest of this project's code, among its tools."""
 MAKE = "zipvl-compile gate update deterministic --reason TEXT"
 
 
@@ -31,7 +35,7 @@ def judge(found: Mapping[str, Figure], manifest: Manifest, baseline: Determinist
     report = Report(compare(found, baseline.figures), environment=fingerprint())
     if manifest.name != baseline.bundle:
         report.notes.append(f"the baseline is of the bundle {baseline.bundle!r}, this one is {manifest.name!r}")
-    report.notes += tool_notes(baseline.tools, tools_of(manifest))
+    report.notes += stale_notes(manifest) + tool_notes(baseline.tools, tools_of(manifest))
     last = baseline.history[-1]
     report.context["deterministic baseline"] = f"{last.date}, revision {last.revision}: {last.reason}"
     return report
@@ -49,3 +53,17 @@ def tool_notes(baseline: Mapping[str, str], here: Mapping[str, str]) -> list[str
         for tool in sorted({*baseline, *here})
         if baseline.get(tool) != here.get(tool)
     ]
+
+
+def stale_notes(manifest: Manifest) -> list[str]:
+    """A line where a bundle was built by other sources than these: its figures are not theirs."""
+    built, here = manifest.tools.get(SOURCES), tool_versions()[SOURCES]
+    if built == here:
+        return []
+    return [f"the bundle was built by other sources, {built or 'unknown'}, than these, {here}: it does not show theirs"]
+
+
+def check_fresh(manifest: Manifest) -> None:
+    """InputError for a bundle that other sources built: a baseline is of this checkout."""
+    for note in stale_notes(manifest):
+        raise InputError(f"{note}; rebuild it, or name none")

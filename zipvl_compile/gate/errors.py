@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from zipvl_serving.errors import ZipvlError
+from zipvl_serving.errors import ZipvlError, one_line
 
 PASS: Final = 0
 REGRESSION: Final = 1
@@ -23,3 +23,10 @@ class BaselineMissingError(ZipvlError):
     """There is nothing to compare with; the message names the command that makes it. Exit code 4."""
 
     exit_code = BASELINE_MISSING
+
+
+def as_gate_error(error: Exception) -> GateError:
+    """Whatever went wrong in a gate, in one line."""
+    if isinstance(error, GateError):
+        return error
+    return GateError(f"the gate could not be run: {one_line(error)[:300] or type(error).__name__}")

@@ -9,19 +9,33 @@ from __future__ import annotations
 import statistics
 from typing import Any, Final, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from zipvl_compile.bench.statistics import estimate
+from zipvl_compile.bench.statistics import estimate, ratio_of_medians
 from zipvl_compile.gate.baseline_file import BaselineFile
+from zipvl_compile.gate.errors import GateError
 from zipvl_compile.gate.machine_class import MachineClass
-from zipvl_compile.gate.paired import OnRound, point, runs_for, sample
+from zipvl_compile.gate.paired import OnRound, point, sample, series
 from zipvl_compile.gate.process import Clock, Sampler
 from zipvl_compile.gate.report import Case
-from zipvl_compile.gate.verdict import describe, judge, ratio_of_medians
+from zipvl_compile.gate.verdict import describe, judge
+from zipvl_compile.gate.work import Work, differences, prepare
+from zipvl_serving.errors import InputError
 
 SECTION = "baseline"
 TOLERANCE: Final = 0.2
-_PRODUCTS = 2
+
+
+class Product(BaseModel):
+    """The matrix product that is the unit of time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    numpy: str = np.__version__
+    side: int = 512
+    count: int = 2
+    """Products before, and after, each sample."""
 
 
 class Workload(BaseModel):
@@ -30,12 +44,14 @@ class Workload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: str
+    """The name of the recipe, and of its bundle."""
     figures: tuple[str, ...]
     lengths: tuple[int, ...]
     threads: int
     new_tokens: int
     clock: Clock
     rounds: int
+    product: Product
 
 
 class Calibrated(BaseModel):
@@ -63,12 +79,18 @@ class PinnedBaseline(BaselineFile):
 
     machine: MachineClass
     workload: Workload
+    work: list[Work]
+    """Of each of the workload's lengths."""
     samples: dict[str, Calibrated]
-    """By point: `ttft at 256 tokens`."""
+    """By point: `ttft at 252 tokens`."""
 
     @model_validator(mode="after")
     def _of_the_workload(self) -> Self:
-        wanted = {point(figure, length) for figure in self.workload.figures for length in self.workload.lengths}
+        if len(self.work) != len(self.workload.lengths):
+            raise ValueError(
+                f"work: of {len(self.work)} prompts; the workload has {len(self.workload.lengths)} lengths"
+            )
+        wanted = {point(figure, work.tokens) for figure in self.workload.figures for work in self.work}
         if set(self.samples) != wanted:
             raise ValueError(f"samples: {', '.join(self.samples)}; the workload says {', '.join(sorted(wanted))}")
         return self
@@ -81,24 +103,46 @@ class PinnedBaseline(BaselineFile):
         }
 
 
+def check(baseline: PinnedBaseline, bundle: str) -> None:
+    """InputError where the bundle is not of the baseline's name, GateError where numpy's product is not its unit."""
+    workload = baseline.workload
+    if bundle != workload.recipe:
+        raise InputError(f"the baseline is of the bundle {workload.recipe!r}, this one is {bundle!r}; name such a one")
+    if workload.product.numpy != np.__version__:
+        raise GateError(
+            f"the baseline's unit is a product of numpy {workload.product.numpy}, here is {np.__version__}: times "
+            "cannot be compared; install that one, or: zipvl-compile gate update baseline --reason TEXT"
+        )
+
+
 def measure(
     sampler: Sampler, workload: Workload, on_round: OnRound = lambda done, planned: None
-) -> dict[str, Calibrated]:
-    """Samples of every point, each between two measurements of the product."""
-    runs = {length: runs_for(length, (sampler,)) for length in workload.lengths}
+) -> tuple[list[Work], dict[str, Calibrated]]:
+    """The work of every length, and samples of every point, each between two measurements of the product."""
+    prompts = prepare({"this": sampler}, workload.lengths)
+    unit, clock = workload.product, workload.clock
     seconds: dict[str, list[float]] = {}
     products: dict[str, list[float]] = {}
     for done in range(1, workload.rounds + 1):
-        for length, count in runs.items():
-            around = sampler.calibrate(_PRODUCTS)
-            found = sample(sampler, length, count)
-            around += sampler.calibrate(_PRODUCTS)
+        for prompt in prompts:
+            around = sampler.calibrate(unit.count, unit.side)[clock]
+            found = sample(sampler, prompt)
+            around = around + sampler.calibrate(unit.count, unit.side)[clock]
             for figure in workload.figures:
-                name = point(figure, length)
-                seconds.setdefault(name, []).append(found[figure])
+                name = point(figure, prompt.tokens)
+                seconds.setdefault(name, []).append(found[series(figure, clock)])
                 products.setdefault(name, []).append(statistics.median(around))
         on_round(done, workload.rounds)
-    return {name: Calibrated(seconds=seconds[name], product_s=products[name]) for name in seconds}
+    samples = {name: Calibrated(seconds=seconds[name], product_s=products[name]) for name in seconds}
+    return [prompt.work["this"] for prompt in prompts], samples
+
+
+def work_notes(found: list[Work], baseline: PinnedBaseline) -> list[str]:
+    """What is done differently than when the baseline was made; GateError where prompts have other tokens."""
+    notes = []
+    for length, now, then in zip(baseline.workload.lengths, found, baseline.work, strict=True):
+        notes += differences({"this bundle": now, "the baseline": then}, length)
+    return notes
 
 
 def verdicts(found: dict[str, Calibrated], baseline: PinnedBaseline, tolerance: float) -> list[Case]:

@@ -11,29 +11,50 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Protocol, Self, get_args
 
 from zipvl_compile.gate.errors import GateError
+from zipvl_serving.machine import usable_cores
 
 SCRIPT = Path(__file__).with_name("worker.py")
-FIGURES: Final = ("ttft", "prefill", "decode")
+FIGURES: Final = ("ttft", "prefill", "decode", "dense")
 Clock = Literal["wall", "cpu"]
 CLOCKS: Final[tuple[Clock, ...]] = get_args(Clock)
 _PATIENCE_S = 300.0
 _GRACE_S = 5.0
 _KEPT_LINES = 20
+_OPENBLAS_WAIT = {"OPENBLAS_THREAD_TIMEOUT": "4"}
+"""log2 of the cycles for which idle threads spin; by default they burn some 30 ms after each product."""
+_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+Seconds = dict[Clock, list[float]]
+"""The same samples by either clock."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What some runs of one prompt did, and what they took.
+
+    tokens: of the prompt. kept: of them, per layer. text: the answer. seconds: of each run, by figure.
+    """
+
+    tokens: int
+    kept: tuple[int, ...]
+    text: str
+    seconds: dict[str, Seconds]
 
 
 class Sampler(Protocol):
     """Whoever measures on command."""
 
-    def runs(self, length: int, count: int) -> dict[str, list[float]]:
-        """Seconds of `count` runs of the prompt of `length` tokens, by figure."""
+    def runs(self, length: int, count: int) -> Runs:
+        """`count` runs of the prompt of about `length` tokens."""
 
-    def calibrate(self, count: int) -> list[float]:
-        """Seconds of `count` matrix products of fixed size."""
+    def calibrate(self, count: int, side: int) -> Seconds:
+        """Seconds of `count` products of two matrices [side, side]."""
 
 
 def source_path(root: Path) -> str:
@@ -44,6 +65,8 @@ def source_path(root: Path) -> str:
 class WorkerProcess:
     """worker.py over one bundle with the sources of one checkout. A context manager: the process ends with the block.
 
+    threads: of the engine and of numpy's products, 0 for all cores. dense: time the dense prompt too. stretch: share by
+    which every vision and prefill call is prolonged, by `clock`.
     Raises GateError where it dies, does not answer, answers an error or runs other sources than those at `root`.
     """
 
@@ -55,6 +78,7 @@ class WorkerProcess:
         *,
         threads: int = 0,
         new_tokens: int = 16,
+        dense: bool = False,
         stretch: float = 0.0,
         clock: Clock = "wall",
         script: Path = SCRIPT,
@@ -64,13 +88,23 @@ class WorkerProcess:
         settings = {"--threads": threads, "--new-tokens": new_tokens, "--stretch": stretch, "--clock": clock}
         self._process = subprocess.Popen(
             # -P: the folder of worker.py must not be searched for modules.
-            [sys.executable, "-P", str(script), str(bundle), *(f"{name}={value}" for name, value in settings.items())],
+            [
+                *(sys.executable, "-P", str(script), str(bundle)),
+                *(f"{name}={value}" for name, value in settings.items()),
+                *(["--dense"] if dense else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONPATH": source_path(root.resolve())},
+            env={
+                **os.environ,
+                # BLAS reads them when numpy is loaded.
+                **_OPENBLAS_WAIT,
+                **dict.fromkeys(_BLAS_THREADS, str(threads or usable_cores())),
+                "PYTHONPATH": source_path(root.resolve()),
+            },
             start_new_session=True,  # Ctrl-C reaches the gate alone, which ends its workers
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
@@ -94,12 +128,12 @@ class WorkerProcess:
             self.close()
             raise
 
-    def runs(self, length: int, count: int) -> dict[str, list[float]]:
+    def runs(self, length: int, count: int) -> Runs:
         answer = self._ask({"length": length, "runs": count})
-        return {figure: answer[figure] for figure in FIGURES}
+        return Runs(answer["tokens"], tuple(answer["kept"]), answer["text"], answer["seconds"])
 
-    def calibrate(self, count: int) -> list[float]:
-        seconds: list[float] = self._ask({"calibrate": count})["seconds"]
+    def calibrate(self, count: int, side: int) -> Seconds:
+        seconds: Seconds = self._ask({"calibrate": count, "side": side})["seconds"]
         return seconds
 
     def close(self) -> None:

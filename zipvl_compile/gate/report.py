@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from zipvl_compile.gate.errors import BASELINE_MISSING, INCONCLUSIVE, PASS, REGRESSION
+from zipvl_compile.gate.errors import BASELINE_MISSING, ENVIRONMENT, INCONCLUSIVE, PASS, REGRESSION
 
 
 class Outcome(StrEnum):
@@ -16,10 +16,13 @@ class Outcome(StrEnum):
     REGRESSED = "regressed"
     INCONCLUSIVE = "inconclusive"
     MISSING = "missing"
+    BROKEN = "broken"
+    """No figure: a gate that could not be run, where others were."""
 
 
 _BY_WEIGHT = (
     (Outcome.REGRESSED, REGRESSION),
+    (Outcome.BROKEN, ENVIRONMENT),
     (Outcome.INCONCLUSIVE, INCONCLUSIVE),
     (Outcome.MISSING, BASELINE_MISSING),
 )
@@ -55,9 +58,14 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """Of the worst outcome: a regression outweighs what is undecided, and that what has no baseline."""
+        """Of the worst outcome: a regression outweighs what is broken, that what is undecided or has no baseline."""
+        return dict(_BY_WEIGHT).get(self.worst, PASS)
+
+    @property
+    def worst(self) -> Outcome:
+        """That of all cases which weighs most."""
         found = {case.outcome for case in self.cases}
-        return next((code for outcome, code in _BY_WEIGHT if outcome in found), PASS)
+        return next((outcome for outcome, _ in _BY_WEIGHT if outcome in found), Outcome.PASSED)
 
     def count(self, outcome: Outcome) -> int:
         return sum(case.outcome is outcome for case in self.cases)
@@ -80,6 +88,5 @@ class Report:
     def headline(self) -> str:
         """One line: `regressed: 1 of 40 figures (2 inconclusive)`."""
         counts = {outcome: self.count(outcome) for outcome in Outcome}
-        worst = next((outcome for outcome, _ in _BY_WEIGHT if counts[outcome]), Outcome.PASSED)
-        rest = ", ".join(f"{n} {o}" for o, n in counts.items() if n and o not in (worst, Outcome.PASSED))
-        return f"{worst}: {counts[worst]} of {len(self.cases)} figures" + (f" ({rest})" if rest else "")
+        rest = ", ".join(f"{n} {o}" for o, n in counts.items() if n and o not in (self.worst, Outcome.PASSED))
+        return f"{self.worst}: {counts[self.worst]} of {len(self.cases)} figures" + (f" ({rest})" if rest else "")

@@ -10,17 +10,36 @@ from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from zipvl_compile.bench.writer import put_files
+from zipvl_compile.bench.writer import check_folder, put_files
 from zipvl_compile.gate.report import Case, Outcome, Report
 from zipvl_serving.errors import ZipvlError
 
 _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_ANNOTATED = {Outcome.REGRESSED: "error", Outcome.INCONCLUSIVE: "warning", Outcome.MISSING: "warning"}
+_ANNOTATED = {
+    Outcome.REGRESSED: "error",
+    Outcome.BROKEN: "error",
+    Outcome.INCONCLUSIVE: "warning",
+    Outcome.MISSING: "warning",
+}
+_FILES = ("junit.xml", "summary.md", "results.json")
+
+
+def clear(folder: Path) -> None:
+    """Make the folder, without the reports of an earlier run: what dies must not leave those as its own.
+
+    InputError where it cannot be a folder, ZipvlError where it cannot be written.
+    """
+    check_folder(folder)
+    try:
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ZipvlError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def write_reports(report: Report, folder: Path) -> list[Path]:
     """junit.xml, summary.md and results.json under `folder`, each put there whole; ZipvlError where one cannot be."""
-    texts = {"junit.xml": junit(report), "summary.md": summary(report), "results.json": results(report)}
+    texts = dict(zip(_FILES, (junit(report), summary(report), results(report)), strict=True))
     put_files(folder, {name: text.encode() for name, text in texts.items()})
     return [folder / name for name in texts]
 
@@ -94,7 +113,7 @@ def workflow_commands(report: Report) -> Iterator[str]:
 
 def _counts(cases: list[Case]) -> dict[str, str]:
     failures = sum(case.outcome is Outcome.REGRESSED for case in cases)
-    errors = sum(case.outcome in (Outcome.INCONCLUSIVE, Outcome.MISSING) for case in cases)
+    errors = sum(case.outcome not in (Outcome.PASSED, Outcome.REGRESSED) for case in cases)
     return {"tests": str(len(cases)), "failures": str(failures), "errors": str(errors)}
 
 

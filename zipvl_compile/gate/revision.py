@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import zipvl_compile
 from zipvl_compile.gate.errors import GateError
 from zipvl_compile.gate.process import source_path
+from zipvl_serving.manifest import MANIFEST_FILE
 
 COMMAND_LINE = "cli.py"
 _ENVIRONMENT_FILES = ("pyproject.toml", "constraints.txt")
@@ -64,8 +67,9 @@ def checked_out(root: Path, revision: str) -> Iterator[Path]:
         git(root, "worktree", "add", "--detach", "--quiet", str(tree), commit)
         yield tree
     finally:
+        with suppress(GateError):  # it was never added
+            git(root, "worktree", "remove", "--force", str(tree))
         shutil.rmtree(folder, ignore_errors=True)
-        git(root, "worktree", "prune")
 
 
 @contextmanager
@@ -90,6 +94,18 @@ def environment_notes(base: Path, head: Path) -> list[str]:
     ]
 
 
+def bundle_notes(base: Path, head: Path) -> list[str]:
+    """What the manifests of the two bundles say of their work differently; they may have other schemas."""
+    old, new = ({name: _values(part) for name, part in _work_of(bundle).items()} for bundle in (base, head))
+    notes = []
+    for part in new:
+        for key in sorted({*old[part], *new[part]}):
+            was, now = (json.dumps(each[part].get(key)) for each in (old, new))
+            if was != now:
+                notes.append(f"{part} differs in {key}: {was[:80]} in base, {now[:80]} in head")
+    return notes
+
+
 def build(label: str, root: Path, recipe: str, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Build a recipe with the sources at `root`; a name is one of its own recipes. GateError where that fails."""
     chosen = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
@@ -110,3 +126,23 @@ def build(label: str, root: Path, recipe: str, out: Path, overrides: Sequence[st
 
 def _text(file: Path) -> str | None:
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _work_of(bundle: Path) -> dict[str, Any]:
+    """What a bundle's work hangs on beside the code, as its manifest has it."""
+    manifest = json.loads((bundle / MANIFEST_FILE).read_text(encoding="utf-8"))
+    dense_below = manifest.get("method", {}).get("dense_below")
+    return {
+        "the recipe": manifest.get("recipe"),
+        "the checkpoint": manifest.get("checkpoint", {}).get("files"),  # wherever it lies
+        "the method": {"dense_below": dense_below},
+    }
+
+
+def _values(tree: Any, key: str = "") -> dict[str, Any]:
+    """Leaves of nested objects by dotted key."""
+    if not isinstance(tree, dict):
+        return {key: tree}
+    return {
+        name: leaf for part, below in tree.items() for name, leaf in _values(below, f"{key}.{part}".lstrip(".")).items()
+    }

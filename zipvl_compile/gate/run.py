@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zipvl_compile.bench.fingerprint import fingerprint
 from zipvl_compile.gate import baseline_file, deterministic, deterministic_baseline, paired, pinned, revision, self_test
 from zipvl_compile.gate.deterministic_baseline import DeterministicBaseline
-from zipvl_compile.gate.errors import BaselineMissingError
+from zipvl_compile.gate.errors import BaselineMissingError, as_gate_error
+from zipvl_compile.gate.figures import SECTION as DETERMINISTIC
 from zipvl_compile.gate.machine_class import MachineClass
 from zipvl_compile.gate.paired import OnRound, Plan
-from zipvl_compile.gate.pinned import PinnedBaseline, Workload
-from zipvl_compile.gate.process import Clock, WorkerProcess
+from zipvl_compile.gate.pinned import PinnedBaseline, Product, Workload
+from zipvl_compile.gate.process import Clock, Sampler, WorkerProcess
 from zipvl_compile.gate.report import Case, Outcome, Report
+from zipvl_compile.recipe.load import load_recipe
 from zipvl_serving.bundle import read_manifest
 
 RECIPE = "digits"
@@ -25,18 +27,15 @@ MAKE_PINNED = "zipvl-compile gate update baseline --reason TEXT"
 
 @dataclass(frozen=True)
 class Timed:
-    """How workers take their times.
-
-    threads: of the engine, 0 for all cores. new_tokens: of each answer. clock: `wall`, or `cpu` for the processor time
-    of the worker alone, which other programs disturb far less, and which waiting does not lengthen.
-    """
+    """How workers run: threads of the engine, 0 for all cores; tokens of each answer."""
 
     threads: int = 0
     new_tokens: int = 16
-    clock: Clock = "wall"
 
-    def worker(self, label: str, root: Path, bundle: Path) -> WorkerProcess:
-        return WorkerProcess(label, root, bundle, threads=self.threads, new_tokens=self.new_tokens, clock=self.clock)
+    def worker(self, label: str, root: Path, bundle: Path, figures: Sequence[str]) -> WorkerProcess:
+        return WorkerProcess(
+            label, root, bundle, threads=self.threads, new_tokens=self.new_tokens, dense="dense" in figures
+        )
 
 
 @contextmanager
@@ -65,6 +64,7 @@ def update_deterministic(bundle: Path | None, file: Path | None, reason: str) ->
     baseline_file.check_reason(reason)
     with bundle_of(bundle, RECIPE) as path:
         manifest = read_manifest(path)
+        deterministic_baseline.check_fresh(manifest)
         figures = {name: figure.value for name, figure in sorted(deterministic.measure(path).items())}
     found = DeterministicBaseline(
         bundle=manifest.name, tools=deterministic_baseline.tools_of(manifest), figures=figures, history=[]
@@ -89,32 +89,40 @@ def run_paired(
             label: revision.build(label, tree, recipe, Path(folder) / label, overrides)
             for label, tree in (("base", old), ("head", root))
         }
-        with timed.worker("base", old, bundles["base"]) as one, timed.worker("head", root, bundles["head"]) as other:
-            cases = paired.compare(one, other, plan, on_round)
-        notes = revision.environment_notes(old, root)
+
+        @contextmanager
+        def sides() -> Iterator[tuple[Sampler, Sampler]]:
+            base_side = timed.worker("base", old, bundles["base"], plan.figures)
+            with base_side as one, timed.worker("head", root, bundles["head"], plan.figures) as other:
+                yield one, other
+
+        report = paired.compare(sides, plan, on_round)
+        report.notes += revision.environment_notes(old, root) + revision.bundle_notes(bundles["base"], bundles["head"])
         commit = revision.git(old, "rev-parse", "--short=12", "HEAD") if base else "an exported tree"
-    context = {
+    report.context |= {
         "base": f"{base or base_dir} ({commit})",
         "head": _revision(),
-        "times": f"{timed.clock} clock, {timed.threads or 'all'} threads",
+        "times": f"{plan.clock} clock, {timed.threads or 'all'} threads",
     }
-    return Report(cases, notes, context, fingerprint())
+    report.environment |= fingerprint()
+    return report
 
 
 def run_pinned(bundle: Path | None, file: Path | None, tolerance: float, on_round: OnRound) -> Report:
     """Times against this machine class's baseline, measured alike. Raises BaselineMissingError where there is none."""
     root = revision.head()
-    with bundle_of(bundle, RECIPE) as path:
-        machine = MachineClass.here(read_manifest(path))
-        baseline = baseline_file.read(file or default_pinned(machine), PinnedBaseline, MAKE_PINNED)
-        workload = baseline.workload
-        timed = Timed(workload.threads, workload.new_tokens, workload.clock)
-        with timed.worker("head", root, path) as worker:
-            found = pinned.measure(worker, workload, on_round)
-        report = Report(pinned.verdicts(found, baseline, tolerance), environment=fingerprint())
-        report.notes += deterministic_baseline.tool_notes(
-            baseline.tools, deterministic_baseline.tools_of(read_manifest(path))
-        )
+    baseline = baseline_file.read(file or default_pinned(_machine(bundle)), PinnedBaseline, MAKE_PINNED)
+    workload = baseline.workload
+    with bundle_of(bundle, workload.recipe) as path:
+        manifest, machine = read_manifest(path), _machine(path)
+        pinned.check(baseline, manifest.name)
+        timed = Timed(workload.threads, workload.new_tokens)
+        with timed.worker("head", root, path, workload.figures) as worker:
+            work, found = pinned.measure(worker, workload, on_round)
+    report = Report(notes=pinned.work_notes(work, baseline), environment=fingerprint())
+    report.cases += pinned.verdicts(found, baseline, tolerance)
+    report.notes += deterministic_baseline.stale_notes(manifest)
+    report.notes += deterministic_baseline.tool_notes(baseline.tools, deterministic_baseline.tools_of(manifest))
     if machine != baseline.machine:
         report.notes.append(f"the baseline is of {baseline.machine.key}, this machine is {machine.key}")
     last = baseline.history[-1]
@@ -129,8 +137,8 @@ def update_pinned(
     baseline_file.check_reason(reason)
     root = revision.head()
     with bundle_of(bundle, RECIPE) as path:
-        manifest = read_manifest(path)
-        machine = MachineClass.here(manifest)
+        manifest, machine = read_manifest(path), _machine(path)
+        deterministic_baseline.check_fresh(manifest)
         place = file or default_pinned(machine)
         previous = baseline_file.read_if_there(place, PinnedBaseline)
         workload = Workload(
@@ -140,43 +148,60 @@ def update_pinned(
             rounds=plan.rounds,
             threads=timed.threads,
             new_tokens=timed.new_tokens,
-            clock=timed.clock,
+            clock=plan.clock,
+            product=Product(),
         )
-        with timed.worker("head", root, path) as worker:
-            samples = pinned.measure(worker, workload, on_round)
+        with timed.worker("head", root, path, plan.figures) as worker:
+            work, samples = pinned.measure(worker, workload, on_round)
     found = PinnedBaseline(
-        tools=deterministic_baseline.tools_of(manifest), machine=machine, workload=workload, samples=samples, history=[]
+        tools=deterministic_baseline.tools_of(manifest),
+        machine=machine,
+        workload=workload,
+        work=work,
+        samples=samples,
+        history=[],
     ).succeeding(previous, reason, _revision())
     baseline_file.write(place, found)
     return place, found
 
 
 def run_all(
-    plan: Plan, timed: Timed, base: str | None, base_dir: Path | None, recipe: str, on_round: OnRound
+    plan: Plan, timed: Timed, base: str | None, base_dir: Path | None, on_round: OnRound, *, with_pinned: bool = True
 ) -> Report:
-    """Every gate that has something to compare with; the committed figures must be there, the others may not."""
+    """The deterministic gate, the paired one where a base is named, and the pinned one unless it is left out.
+
+    A baseline that is missing and a gate that breaks become cases, so that what the others find is told.
+    """
     report = Report()
-    with bundle_of(None, recipe) as bundle:
-        try:
-            report.merge(run_deterministic(bundle, None))
-        except BaselineMissingError as error:
-            report.cases.append(Case("deterministic", "baseline", Outcome.MISSING, str(error)))
-        if base is not None or base_dir is not None:
-            report.merge(run_paired(plan, timed, base, base_dir, recipe, (), on_round))
-        else:
-            report.notes.append("the paired gate did not run: no --base, no --base-dir")
-        try:
-            report.merge(run_pinned(bundle, None, pinned.TOLERANCE, on_round))
-        except BaselineMissingError as error:
-            report.notes.append(f"the pinned gate did not run: {error}")
+    _join(report, DETERMINISTIC, lambda: run_deterministic(None, None))
+    if base is None and base_dir is None:
+        report.notes.append("the paired gate did not run: no --base, no --base-dir")
+    else:
+        _join(report, paired.SECTION, lambda: run_paired(plan, timed, base, base_dir, RECIPE, (), on_round))
+    if with_pinned:
+        _join(report, pinned.SECTION, lambda: run_pinned(None, None, pinned.TOLERANCE, on_round))
+    else:
+        report.notes.append("the pinned gate did not run: --no-pinned")
     return report
 
 
-def run_self_test(bundle: Path | None, timed: Timed, on_round: OnRound) -> Report:
+def _join(report: Report, section: str, run: Callable[[], Report]) -> None:
+    """Add what a gate finds, or why it finds nothing."""
+    try:
+        report.merge(run())
+    except BaselineMissingError as error:
+        report.cases.append(Case(section, "baseline", Outcome.MISSING, str(error)))
+    except Exception as error:
+        report.cases.append(Case(section, "gate", Outcome.BROKEN, str(as_gate_error(error))))
+
+
+def run_self_test(bundle: Path | None, threads: int, clock: Clock, on_round: OnRound) -> Report:
     """The gate's two verdicts on the same sources."""
     root = revision.head()
     with bundle_of(bundle, RECIPE) as path:
-        return self_test.run_on(root, path, timed.threads, timed.clock, on_round)
+        report = self_test.run_on(root, path, threads, replace(self_test.PLAN, clock=clock), on_round)
+    report.environment |= fingerprint()
+    return report
 
 
 def default_deterministic() -> Path:
@@ -185,6 +210,12 @@ def default_deterministic() -> Path:
 
 def default_pinned(machine: MachineClass) -> Path:
     return revision.head() / baseline_file.FOLDER / f"{machine.key}.json"
+
+
+def _machine(bundle: Path | None) -> MachineClass:
+    """The class of this machine with a bundle, or with what RECIPE builds."""
+    backend = read_manifest(bundle).engine.backend if bundle else load_recipe(RECIPE).recipe.target.backend
+    return MachineClass.here(backend)
 
 
 def _revision() -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from zipvl_compile.gate.paired import OnRound, Plan, compare
-from zipvl_compile.gate.process import Clock, Sampler, WorkerProcess
+from zipvl_compile.gate.paired import OnRound, Plan, Sides, compare
+from zipvl_compile.gate.process import Sampler, WorkerProcess
 from zipvl_compile.gate.report import Case, Outcome, Report
 
 SECTION = "self-test"
@@ -15,7 +15,7 @@ SLOWDOWN = 0.10
 PLAN = Plan(figures=("ttft",), lengths=(256,))
 _NEW_TOKENS = 1
 
-Start = Callable[[float], Sampler]
+Start = Callable[[float], AbstractContextManager[Sampler]]
 """Starts a worker whose TTFT is stretched by a share."""
 
 
@@ -24,30 +24,38 @@ def run(start: Start, plan: Plan = PLAN, on_round: OnRound = lambda done, planne
 
     A case is a regression where the gate came to the wrong verdict, and inconclusive where the gate did.
     """
-    base, same, slower = start(0.0), start(0.0), start(SLOWDOWN)
-    cases = [
-        _case("A against A", compare(base, same, plan, on_round), Outcome.PASSED),
-        _case(f"A against A, {SLOWDOWN:.0%} slower", compare(base, slower, plan, on_round), Outcome.REGRESSED),
-    ]
-    return Report(cases)
+    same, slower = (compare(_sides(start, stretch), plan, on_round) for stretch in (0.0, SLOWDOWN))
+    return Report(
+        [
+            _case("A against A", same, Outcome.PASSED),
+            _case(f"A against A, {SLOWDOWN:.0%} slower", slower, Outcome.REGRESSED),
+        ]
+    )
 
 
-def run_on(root: Path, bundle: Path, threads: int, clock: Clock, on_round: OnRound) -> Report:
+def run_on(root: Path, bundle: Path, threads: int, plan: Plan, on_round: OnRound) -> Report:
     """The self-test over a bundle, each side a process of its own with the sources at `root`."""
-    with ExitStack() as running:
 
-        def start(stretch: float) -> Sampler:
-            label = f"the worker {stretch:.0%} slower" if stretch else "the worker as it is"
-            worker = WorkerProcess(
-                label, root, bundle, threads=threads, new_tokens=_NEW_TOKENS, stretch=stretch, clock=clock
-            )
-            return running.enter_context(worker)
+    def start(stretch: float) -> WorkerProcess:
+        label = f"the worker {stretch:.0%} slower" if stretch else "the worker as it is"
+        return WorkerProcess(
+            label, root, bundle, threads=threads, new_tokens=_NEW_TOKENS, stretch=stretch, clock=plan.clock
+        )
 
-        return run(start, on_round=on_round)
+    return run(start, plan, on_round)
 
 
-def _case(name: str, found: list[Case], wanted: Outcome) -> Case:
-    (case,) = found
+def _sides(start: Start, stretch: float) -> Sides:
+    @contextmanager
+    def sides() -> Iterator[tuple[Sampler, Sampler]]:
+        with start(0.0) as base, start(stretch) as head:
+            yield base, head
+
+    return sides
+
+
+def _case(name: str, found: Report, wanted: Outcome) -> Case:
+    case = next(case for case in found.cases if case.outcome is found.worst)
     right = case.outcome is wanted
     undecided = case.outcome is Outcome.INCONCLUSIVE
     outcome = Outcome.PASSED if right else Outcome.INCONCLUSIVE if undecided else Outcome.REGRESSED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ _REQUESTS = 16
 _TOKENS = (24, 480)
 _NEW_TOKENS = (4, 9, 17, 32)
 _ARRIVALS_PER_STEP = 0.4
-_MAX_BATCH = 8
+MAX_BATCH = 4
 _MAX_PREFILL_TOKENS = 512
 
 
@@ -33,7 +34,7 @@ class TraceCounts:
 
     steps: int
     tokens: int
-    """Generated, over all requests."""
+    """Emitted, over all requests."""
     page_high_water: int
     pages_left: int
     largest_batch: int
@@ -62,29 +63,35 @@ def run_trace(generator: Generator) -> TraceCounts:
 
     Answers go on past the end token, so no count depends on which tokens come. The pool holds half of what a full batch
     of average requests may claim, so admission by pages takes part, and by prefill tokens.
-    Raises ZipvlError where a request fails.
+    Raises ZipvlError where a request fails, or where steps go by without a token.
     """
     runner = Runner(generator.session, generator.bundle.manifest)
     arrivals = _arrivals(generator)
     pool = KVPool(generator.session.page_storage(_pages(runner, arrivals)))
     first: dict[int, int] = {}
+    emitted: Counter[int] = Counter()
 
     def take(sequence: Sequence, event: Chunk | Exception) -> None:
         if isinstance(event, Exception):
             raise ZipvlError(f"{generator.bundle.path}: request {sequence.request.number} of the trace failed: {event}")
         first.setdefault(sequence.request.number, step)
+        emitted[sequence.request.number] = len(sequence.answer.token_ids)
 
     scheduler = Scheduler(
         runner,
         pool,
         generator.processor,
         take,
-        max_batch=_MAX_BATCH,
+        max_batch=MAX_BATCH,
         max_prefill_tokens=_MAX_PREFILL_TOKENS,
         clock=lambda: 0.0,
     )
     largest, to_come = 0, list(arrivals)
+    # A step without a token has nothing to do, which ends with the last arrival.
+    enough = arrivals[-1].step + sum(arrival.new_tokens for arrival in arrivals) + 1
     for step in itertools.count():
+        if step > enough:
+            raise ZipvlError(f"{generator.bundle.path}: the trace goes on after {enough} steps, without tokens")
         while to_come and to_come[0].step <= step:
             scheduler.add(to_come.pop(0).request)
         if not (to_come or scheduler.busy):
@@ -93,7 +100,7 @@ def run_trace(generator: Generator) -> TraceCounts:
         largest = max(largest, scheduler.running)
     return TraceCounts(
         steps=scheduler.steps,
-        tokens=sum(arrival.new_tokens for arrival in arrivals),
+        tokens=emitted.total(),
         page_high_water=pool.high_water,
         pages_left=pool.pages_used,
         largest_batch=largest,
@@ -123,4 +130,4 @@ def _pages(runner: Runner, arrivals: list[_Arrival]) -> int:
     for arrival in arrivals:
         most_rows = runner.most_rows(arrival.request.prompt, arrival.request.method)
         claims.append(sum(-(-(rows + arrival.new_tokens) // size) for rows in most_rows))
-    return max(*claims, sum(claims) * _MAX_BATCH // (2 * len(claims)))
+    return max(*claims, sum(claims) * MAX_BATCH // (2 * len(claims)))

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from zipvl_compile.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
+from zipvl_compile.bench.statistics import Estimate
 from zipvl_compile.gate.report import Outcome
-from zipvl_serving.arrays import Array
 
 
 def judge(ratio: Estimate, tolerance: float) -> Outcome:
@@ -23,26 +18,9 @@ def judge(ratio: Estimate, tolerance: float) -> Outcome:
     return Outcome.INCONCLUSIVE if ratio.high > 1 + tolerance else Outcome.PASSED
 
 
-def ratio_of_medians(samples: Sequence[float], over: Sequence[float]) -> Estimate:
-    """median(samples) / median(over) of samples taken apart, with a 95 % bootstrap interval; seeded, so repeatable."""
-    median = float(np.median(samples) / np.median(over))
-    if len(set(samples)) == len(set(over)) == 1:
-        return Estimate(median=median, low=median, high=median)
-    from scipy import stats
-
-    def statistic(new: Array, old: Array, axis: int) -> Array:
-        return np.asarray(np.median(new, axis=axis) / np.median(old, axis=axis))
-
-    interval = stats.bootstrap(
-        (np.asarray(samples, dtype=np.float64), np.asarray(over, dtype=np.float64)),
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(median=median, low=float(interval.low), high=float(interval.high))
+def judge_guard(ratio: Estimate, tolerance: float) -> Outcome:
+    """The outcome of a ratio that only stands guard: regressed where the whole interval lies above 1 + tolerance."""
+    return Outcome.REGRESSED if ratio.low > 1 + tolerance else Outcome.PASSED
 
 
 def describe(ratio: Estimate, tolerance: float) -> str:

@@ -1,17 +1,20 @@
 """One revision's side of a paired gate: opens a bundle once and answers requests for samples, one JSON line each.
 
-    python -P worker.py BUNDLE [--threads N] [--new-tokens N] [--stretch SHARE] [--clock wall|cpu]
+    python -P worker.py BUNDLE [--threads N] [--new-tokens N] [--dense] [--stretch SHARE] [--clock wall|cpu]
 
 It is run by its path, with the sources of another revision on PYTHONPATH, so of the project it uses only what all
-revisions have: Bundle.open, open_session, Generator.prepare and .stream, SamplingParams; Session.vision and .prefill.
+revisions have: Bundle.open, open_session, Generator.prepare, .stream and .prefill, SamplingParams, MethodParams;
+Session.vision and .prefill.
 
 Says {"sources": FOLDER} when it is ready. Then answers
-- {"length": L, "runs": N} with the seconds of N runs of a prompt of about L tokens: {"tokens": n, "ttft": [...],
-  "prefill": [...], "decode": [...]}. ttft counts from the encoded prompt to its first token (vision, prefill and
-  sampling), prefill is the engine's call alone, decode the mean step of the tokens after it.
-- {"calibrate": N} with the seconds of N matrix products of fixed size in numpy: {"seconds": [...]}.
+- {"length": L, "runs": N} with what N runs of a prompt of about L tokens did and took: {"tokens": n, "kept": [per
+  layer], "text": ANSWER, "seconds": {FIGURE: {CLOCK: [...]}}}. ttft counts from the encoded prompt to its first token
+  (vision, prefill and sampling), prefill is the engine's call alone, decode the mean step of the tokens after it, dense
+  the engine's call for the same prompt run dense (with --dense).
+- {"calibrate": N, "side": M} with the seconds of N products of matrices [M, M] in numpy: {"seconds": {CLOCK: [...]}}.
 - what fails with {"error": TEXT}.
-The clock is the wall's, or counts the processor time of this process alone.
+CLOCK is `wall`, and `cpu`, the processor time of this process alone; every time is taken by both. --clock says by which
+one a stretched call is prolonged.
 """
 
 from __future__ import annotations
@@ -33,12 +36,26 @@ from PIL import Image
 import zipvl_serving
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.generator import Generator
+from zipvl_serving.method import MethodParams
 from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.sessions.base import open_session
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 QUESTION = "which digit is red ?"
-CALIBRATION_SIDE = 512
+
+
+Times = Any
+"""Seconds by every clock: float64 [clocks], in the order of CLOCKS."""
+
+
+def now() -> Times:
+    """What every clock shows."""
+    return np.array([clock() for clock in CLOCKS.values()])
+
+
+def by_clock(taken: list[Times]) -> dict[str, list[float]]:
+    """Seconds of each sample, by the clock's name."""
+    return {clock: [float(seconds[at]) for seconds in taken] for at, clock in enumerate(CLOCKS)}
 
 
 class Bench:
@@ -47,10 +64,13 @@ class Bench:
     stretch: share of its own time by which every call of vision and prefill is prolonged, to test the gate.
     """
 
-    def __init__(self, bundle: Path, threads: int, new_tokens: int, stretch: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, bundle: Path, threads: int, new_tokens: int, stretch: float, clock: Callable[[], float], *, dense: bool
+    ) -> None:
         opened = Bundle.open(bundle)
         session: Any = open_session(opened, threads=threads or None, spinning=False)
-        self._clock, self._prefill_s = clock, 0.0
+        self._prefill_s = now()
+        self._dense = MethodParams.defaults(opened.manifest.method).override(dense=True) if dense else None
         session.vision = _stretched(session.vision, stretch, clock)
         session.prefill = self._watched(_stretched(session.prefill, stretch, clock))
         self._generator = Generator(opened, session)
@@ -58,23 +78,29 @@ class Bench:
         self._prompt = cache(self._encode)
 
     def runs(self, length: int, count: int) -> dict[str, Any]:
-        """Seconds of so many answers to the prompt of about `length` tokens."""
+        """So many answers to the prompt of about `length` tokens: the work, and its seconds by clock and figure."""
         prompt = self._prompt(length)
-        found: dict[str, list[float]] = {"ttft": [], "prefill": [], "decode": []}
+        found: dict[str, list[Times]] = {"ttft": [], "prefill": [], "decode": [], "dense": []}
         for _ in range(count):
-            times = [self._clock()]
-            times += [self._clock() for _ in self._generator.stream(prompt, self._sampling)]
+            times = [now()]
+            for event in self._generator.stream(prompt, self._sampling):
+                times.append(now())
+                _, answer = event
             found["ttft"].append(times[1] - times[0])
             found["prefill"].append(self._prefill_s)
             if len(times) > 2:
                 found["decode"].append((times[-1] - times[1]) / (len(times) - 2))
-        return {"tokens": len(prompt.input_ids), **found}
+            if self._dense:
+                self._generator.prefill(prompt, self._dense)
+                found["dense"].append(self._prefill_s)
+        work = {"tokens": len(prompt.input_ids), "kept": answer.prompt.counts, "text": answer.text}
+        return {**work, "seconds": {figure: by_clock(taken) for figure, taken in found.items()}}
 
     def _watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def prefill(*arguments: Any) -> Any:
-            begun = self._clock()
+            begun = now()
             outputs = call(*arguments)
-            self._prefill_s = self._clock() - begun
+            self._prefill_s = now() - begun
             return outputs
 
         return prefill
@@ -103,22 +129,22 @@ def _stretched(call: Callable[..., Any], share: float, clock: Callable[[], float
     return prolonged if share else call
 
 
-def calibrate(count: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds of so many products of two float32 matrices in numpy: what this machine gives at this moment."""
-    left, right = np.random.default_rng(0).standard_normal((2, CALIBRATION_SIDE, CALIBRATION_SIDE), dtype=np.float32)
-    seconds = []
+def calibrate(count: int, side: int) -> list[Times]:
+    """Seconds of so many products of float32 matrices [side, side] in numpy: what this machine gives at this moment."""
+    left, right = np.random.default_rng(0).standard_normal((2, side, side), dtype=np.float32)
+    taken = []
     for _ in range(count):
-        begun = clock()
+        begun = now()
         left @ right
-        seconds.append(clock() - begun)
-    return seconds
+        taken.append(now() - begun)
+    return taken
 
 
-def answer(bench: Bench, asked: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
+def answer(bench: Bench, asked: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request; nothing is collected while the stopwatch runs."""
     gc.collect()
     if "calibrate" in asked:
-        return {"seconds": calibrate(int(asked["calibrate"]), clock)}
+        return {"seconds": by_clock(calibrate(int(asked["calibrate"]), int(asked["side"])))}
     return bench.runs(int(asked["length"]), int(asked["runs"]))
 
 
@@ -127,19 +153,21 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--dense", action="store_true")
     parser.add_argument("--stretch", type=float, default=0.0)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     options = parser.parse_args()
-    clock = CLOCKS[options.clock]
     # Answers have the first stdout to themselves: whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    bench = Bench(options.bundle, options.threads, options.new_tokens, options.stretch, clock)
+    bench = Bench(
+        options.bundle, options.threads, options.new_tokens, options.stretch, CLOCKS[options.clock], dense=options.dense
+    )
     gc.disable()
     print(json.dumps({"sources": str(Path(zipvl_serving.__file__).resolve().parent)}), file=answers, flush=True)
     for line in sys.stdin:
         try:
-            said = answer(bench, json.loads(line), clock)
+            said = answer(bench, json.loads(line))
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         print(json.dumps(said), file=answers, flush=True)

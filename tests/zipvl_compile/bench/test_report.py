@@ -31,7 +31,10 @@ def test_markdown_holds_every_table() -> None:
     assert "| 256 tokens | 2 |" in lines
     assert "| 128 tokens | zipvl tau .9 | 0.375 | 0.50 0.25 | 4 |" in lines
     assert "| 128 tokens | zipvl tau .9 | color | 0.900 | 0.950 | 20 |" in lines
-    assert "| 128 tokens | zipvl tau .9 | 5 (25.0%) | 5 (25.0%) | 10 (50.0%) | 20 | 16.00% [10.00%, 20.00%] of 3 |" in lines  # noqa: E501
+    assert (
+        "| 128 tokens | zipvl tau .9 | 5 (25.0%) | 5 (25.0%) | 10 (50.0%) | 20 | 16.00% [10.00%, 20.00%] of 3 |"
+        in lines
+    )  # noqa: E501
     assert "![ttft](ttft.png)" in lines
     assert any("`[low, high] of n` is the range of n samples, too few for an interval" in line for line in lines)
     assert "| processor | here |" in lines

@@ -11,15 +11,22 @@ from helpers.gate import FakeSampler
 
 from zipvl_compile.gate import baseline_file, pinned
 from zipvl_compile.gate.deterministic_baseline import DeterministicBaseline, tool_notes
-from zipvl_compile.gate.errors import BaselineMissingError
-from zipvl_compile.gate.machine_class import MachineClass
-from zipvl_compile.gate.pinned import PinnedBaseline, Workload
+from zipvl_compile.gate.errors import BaselineMissingError, GateError
+from zipvl_compile.gate.machine_class import MachineClass, processor_model
+from zipvl_compile.gate.pinned import PinnedBaseline, Product, Workload
 from zipvl_compile.gate.report import Outcome
 from zipvl_serving.errors import InputError
 
-MACHINE = MachineClass(processor="AMD EPYC(tm) 7B13", cores=2, backend="onnxruntime", backend_version="1.31.1")
+MACHINE = MachineClass(processor="AMD EPYC(tm) 7B13", cores=2, backend="onnxruntime")
 WORKLOAD = Workload(
-    recipe="digits", figures=("ttft", "decode"), lengths=(8, 16), threads=1, new_tokens=4, clock="cpu", rounds=6
+    recipe="digits",
+    figures=("ttft", "decode"),
+    lengths=(8, 16),
+    threads=1,
+    new_tokens=4,
+    clock="cpu",
+    rounds=6,
+    product=Product(),
 )
 
 
@@ -81,12 +88,25 @@ def test_tools_that_differ_are_named() -> None:
 
 
 def test_the_machine_class_is_a_file_name() -> None:
-    assert MACHINE.key == "amd-epyc-tm-7b13-2-cores-onnxruntime-1.31.1"
+    assert MACHINE.key == "amd-epyc-tm-7b13-2-cores-onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("named", "model"), [("AMD EPYC 7B13 x 2", "AMD EPYC 7B13"), ("arm", "arm"), ("Intel x Y x 8", "Intel x Y")]
+)
+def test_a_processor_goes_by_its_name(named: str, model: str) -> None:
+    assert processor_model(named) == model
+
+
+@pytest.mark.parametrize("named", ["", " ", " x 64"])
+def test_a_processor_without_a_name_has_no_class(named: str) -> None:
+    with refusal(GateError, "does not name its processor", "gate paired"):
+        processor_model(named)
 
 
 def pinned_baseline(sampler: FakeSampler) -> PinnedBaseline:
-    samples = pinned.measure(sampler, WORKLOAD)
-    return PinnedBaseline(tools={}, machine=MACHINE, workload=WORKLOAD, samples=samples, history=[])
+    work, samples = pinned.measure(sampler, WORKLOAD)
+    return PinnedBaseline(tools={}, machine=MACHINE, workload=WORKLOAD, work=work, samples=samples, history=[])
 
 
 def test_pinned_times_are_in_products(tmp_path: Path) -> None:
@@ -96,9 +116,9 @@ def test_pinned_times_are_in_products(tmp_path: Path) -> None:
     assert set(read.samples) == {f"{figure} at {tokens} tokens" for figure in ("ttft", "decode") for tokens in (8, 16)}
     assert read.samples["ttft at 8 tokens"].relative == pytest.approx([50.0] * WORKLOAD.rounds)
 
-    slower_clock = pinned.measure(FakeSampler(0.10, product_s=0.002), WORKLOAD)
+    _, slower_clock = pinned.measure(FakeSampler(0.10, product_s=0.002), WORKLOAD)
     assert {case.outcome for case in pinned.verdicts(slower_clock, read, 0.2)} == {Outcome.PASSED}
-    slower_code = pinned.measure(FakeSampler(0.065, product_s=0.001), WORKLOAD)
+    _, slower_code = pinned.measure(FakeSampler(0.065, product_s=0.001), WORKLOAD)
     cases = pinned.verdicts(slower_code, read, 0.2)
     assert {case.outcome for case in cases} == {Outcome.REGRESSED}
     assert "1.300" in cases[0].message
@@ -110,3 +130,23 @@ def test_history_of_pinned_times_keeps_medians() -> None:
     replaced = second.history[-1].replaced["ttft at 8 tokens"]
     assert replaced["seconds"]["median"] == pytest.approx(0.05)
     assert replaced["products"]["median"] == pytest.approx(50)
+
+
+def test_pinned_times_are_of_one_bundle_and_one_product() -> None:
+    baseline = pinned_baseline(FakeSampler())
+    pinned.check(baseline, "digits")
+    with refusal(InputError, "of the bundle 'digits', this one is 'digits-long'"):
+        pinned.check(baseline, "digits-long")
+    old = WORKLOAD.model_copy(update={"product": Product(numpy="1.20.0")})
+    with refusal(GateError, "numpy 1.20.0", "gate update baseline"):
+        pinned.check(baseline.model_copy(update={"workload": old}), "digits")
+
+
+def test_pinned_times_are_of_the_same_work() -> None:
+    baseline = pinned_baseline(FakeSampler())
+    work, _ = pinned.measure(FakeSampler(kept=(4, 7)), WORKLOAD)
+    notes = pinned.work_notes(work, baseline)
+    assert [("[4, 7] on this bundle" in note, "[5, 7] on the baseline" in note) for note in notes] == [(True, True)] * 2
+    work, _ = pinned.measure(FakeSampler(tokens=lambda length: length + 1), WORKLOAD)
+    with refusal(GateError, "9 on this bundle and 8 on the baseline"):
+        pinned.work_notes(work, baseline)

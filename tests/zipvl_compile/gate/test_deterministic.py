@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
-from helpers.bundles import LAYERS, MAX_INPUT_TOKENS
+from helpers.bundles import LAYERS, MAX_INPUT_TOKENS, refusal
 
-from zipvl_compile.gate import deterministic
+from zipvl_compile.gate import deterministic, trace
 from zipvl_compile.gate.figures import Figure, compare
 from zipvl_compile.gate.graph_nodes import count_nodes
 from zipvl_compile.gate.report import Outcome
 from zipvl_serving.bundle import Bundle
+from zipvl_serving.errors import ZipvlError
+from zipvl_serving.generator import Generator
+from zipvl_serving.output.sampling import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +36,6 @@ def test_they_are_what_the_bundle_says(figures: dict[str, Figure], tiny_bundle: 
     assert figures["kv_bytes_per_token.dense"].value == pytest.approx(row, rel=limits.page_size / MAX_INPUT_TOKENS)
     assert row * 0.37 <= figures["kv_bytes_per_token.forced"].value < row * 0.4
     assert figures["trace.pages_left"].value == 0
-    assert figures["trace.tokens_per_step"].value == pytest.approx(
-        figures["trace.tokens"].value / figures["trace.steps"].value, abs=1e-6
-    )
     kept = [figure for name, figure in figures.items() if name.startswith("kept_ratio.")]
     assert len(kept) == 2 * LAYERS
     assert all(0 < figure.value < 1 and figure.absolute == 0.005 for figure in kept)
@@ -42,8 +43,22 @@ def test_they_are_what_the_bundle_says(figures: dict[str, Figure], tiny_bundle: 
 
 def test_the_trace_queues_and_batches(figures: dict[str, Figure]) -> None:
     """Or its figures would not see a change of admission."""
-    assert figures["trace.largest_batch"].value > 2
+    assert figures["trace.largest_batch"].value == trace.MAX_BATCH
     assert figures["trace.steps_to_first_token"].value > 0
+
+
+def test_tokens_of_the_trace_are_those_that_came(
+    figures: dict[str, Figure], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "SamplingParams", partial(SamplingParams, stop=("e",)))
+    counts = trace.run_trace(Generator(Bundle.open(tiny_bundle)))
+    assert 0 < counts.tokens < figures["trace.tokens"].value
+
+
+def test_a_trace_that_hangs_fails(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace.Scheduler, "step", lambda scheduler: None)
+    with refusal(ZipvlError, tiny_bundle, "without tokens"):
+        trace.run_trace(Generator(Bundle.open(tiny_bundle)))
 
 
 def test_nodes_are_counted_by_graph_and_operator(figures: dict[str, Figure], tiny_bundle: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from helpers.bundles import names
+from helpers.bundles import names, refusal
 
 from zipvl_compile.gate.report import Case, Outcome, Report
-from zipvl_compile.gate.report_files import append_step_summary, junit, summary, workflow_commands, write_reports
+from zipvl_compile.gate.report_files import append_step_summary, clear, junit, summary, workflow_commands, write_reports
+from zipvl_serving.errors import InputError
 
 CASES = [
     Case("deterministic", "trace.steps", Outcome.PASSED, "wanted 5 (exactly), found 5", {"found": 5}),
@@ -32,7 +33,8 @@ def report() -> Report:
         ([Outcome.PASSED], 0),
         ([Outcome.PASSED, Outcome.MISSING], 4),
         ([Outcome.MISSING, Outcome.INCONCLUSIVE], 3),
-        ([Outcome.INCONCLUSIVE, Outcome.REGRESSED, Outcome.MISSING], 1),
+        ([Outcome.INCONCLUSIVE, Outcome.BROKEN, Outcome.MISSING], 2),
+        ([Outcome.INCONCLUSIVE, Outcome.REGRESSED, Outcome.MISSING, Outcome.BROKEN], 1),
     ],
 )
 def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Outcome], code: int) -> None:
@@ -84,6 +86,15 @@ def test_files_are_written_and_replaced(report: Report, tmp_path: Path) -> None:
     assert body["exit_code"] == 1
     assert body["cases"][0] == {**vars(CASES[0]), "outcome": "passed"}
     assert body["environment"] == {"cores": 2}
+
+
+def test_reports_of_an_earlier_run_go_first(report: Report, tmp_path: Path) -> None:
+    write_reports(report, tmp_path)
+    (tmp_path / "theirs").write_text("")
+    clear(tmp_path)
+    assert names(tmp_path) == ["theirs"]
+    with refusal(InputError, "is not a directory"):
+        clear(tmp_path / "theirs")
 
 
 def test_the_step_summary_grows(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

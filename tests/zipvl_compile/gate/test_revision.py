@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from helpers.bundles import refusal
 
 from zipvl_compile.gate.errors import GateError
-from zipvl_compile.gate.revision import base_tree, build, environment_notes
+from zipvl_compile.gate.revision import base_tree, build, bundle_notes, environment_notes
 
 CLI = "import sys\n"
 
@@ -62,6 +63,15 @@ def test_it_is_gone_whatever_happens(checkout: Path, error: type[BaseException])
     assert no_trace(checkout)
 
 
+def test_worktrees_of_the_user_stay(checkout: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    git(checkout, "worktree", "add", "--detach", "--quiet", str(theirs))
+    theirs.rename(tmp_path / "on a disk that is not mounted")
+    with base_tree(checkout, "HEAD", None):
+        pass
+    assert str(theirs) in git(checkout, "worktree", "list")
+
+
 def test_hooks_of_the_user_do_not_run(checkout: Path) -> None:
     hook = checkout / ".git" / "hooks" / "post-checkout"
     hook.parent.mkdir(exist_ok=True)
@@ -95,6 +105,28 @@ def test_an_exported_tree(checkout: Path, tmp_path: Path) -> None:
     assert checkout.exists()
     with refusal(GateError, "--base-dir", "holds no cli.py"), base_tree(checkout, None, tmp_path):
         pass
+
+
+def test_bundles_of_other_work_are_said_to_be(tmp_path: Path) -> None:
+    manifest = {
+        "recipe": {"zipvl": {"tau": 0.9, "seed": 1}},
+        "checkpoint": {"source": "/base", "files": {"model": "aa"}},
+        "method": {"dense_below": 0},
+    }
+    other = {
+        "recipe": {"zipvl": {"tau": 0.8, "seed": 1}},
+        "checkpoint": {"source": "/head", "files": {"model": "bb"}},
+        "method": {"dense_below": 64},
+    }
+    for name, body in (("base", manifest), ("head", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(body))
+    assert bundle_notes(tmp_path / "base", tmp_path / "base") == []
+    assert bundle_notes(tmp_path / "base", tmp_path / "head") == [
+        "the recipe differs in zipvl.tau: 0.9 in base, 0.8 in head",
+        'the checkpoint differs in model: "aa" in base, "bb" in head',
+        "the method differs in dense_below: 0 in base, 64 in head",
+    ]
 
 
 def test_a_build_that_fails(checkout: Path, tmp_path: Path) -> None:
