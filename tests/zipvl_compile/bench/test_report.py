@@ -34,7 +34,7 @@ def test_markdown_holds_every_table() -> None:
     assert (
         "| 128 tokens | zipvl tau .9 | 5 (25.0%) | 5 (25.0%) | 10 (50.0%) | 20 | 16.00% [10.00%, 20.00%] of 3 |"
         in lines
-    )  # noqa: E501
+    )
     assert "![ttft](ttft.png)" in lines
     assert any("`[low, high] of n` is the range of n samples, too few for an interval" in line for line in lines)
     assert "| processor | here |" in lines
