@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -16,11 +15,10 @@ from typing import IO
 
 from zipvl_serving.errors import InputError, ZipvlError
 
-_COMMAND = (sys.executable, "-c", f"from {__name__} import run_command_line; run_command_line()", "serve")
+_COMMAND = (sys.executable, "-m", f"{__package__}.child", "serve")
 _GATEWAY = re.compile(r"gateway: (?P<url>\S+)/v1 ")
 _TRITON_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 _END_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -45,18 +43,6 @@ def serving(bundle: Path, engine: str, settings: Sequence[str] = ()) -> Iterator
             yield _wait(process, said)
         finally:
             _end(process)
-
-
-def run_command_line() -> None:
-    """What the child runs: zipvl-compile, which on Linux ends with SIGTERM where the thread that started it dies.
-
-    So a bench that is killed leaves no server behind.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    from zipvl_compile.cli import app
-
-    app()
 
 
 def _wait(process: subprocess.Popen[str], said: IO[str]) -> str:
