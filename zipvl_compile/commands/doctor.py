@@ -13,6 +13,7 @@ from zipvl_compile.commands import options
 _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus-client"),
     "serve-triton": ("tritonclient", "nvidia-pytriton"),
+    "bench": ("httpx",),
     "tensorrt": ("tensorrt", "triton"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13",),
     "gpu": ("triton", "flash-attn"),
