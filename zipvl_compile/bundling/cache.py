@@ -29,6 +29,9 @@ _TOOLS = (
     *sorted({backend.distribution for backend in BACKENDS.values()} - {"torch"}),
 )
 
+_NO_SAY = {"bench", "commands", "cost", "demo", "gate", "planning"}
+"""Folders whose code has no say in what a build leaves."""
+
 
 def cache_directory() -> Path:
     """$ZIPVL_CACHE_DIR, or the user's cache directory."""
@@ -129,7 +132,7 @@ def _sources_digest() -> str:
     for package in (zipvl_compile, zipvl_plugins, zipvl_serving):
         root = Path(str(package.__file__)).parent
         for file in sorted(root.rglob("*.py")):
-            if "demo" not in file.relative_to(root).parts:
+            if not _NO_SAY & set(file.relative_to(root).parts):
                 hasher.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return hasher.hexdigest()[:16]
 
