@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from PIL import Image
 
-from zipvl_serving.arrays import Array
 from zipvl_serving.bundle import Bundle
 from zipvl_serving.kv_pool import KVPool
 from zipvl_serving.method import MethodParams
@@ -19,6 +17,7 @@ from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Generation, Request, check_prompt
 from zipvl_serving.sequence import Sequence as Running
 from zipvl_serving.sessions.base import PrefillOutputs, Session, open_session
+from zipvl_serving.vision.features import embed_images
 from zipvl_serving.wire import Chunk
 
 
@@ -40,7 +39,7 @@ class Generator:
 
     def prefill(self, prompt: EncodedPrompt, params: MethodParams | None = None) -> tuple[PromptResult, PrefillOutputs]:
         """Run vision and prefill."""
-        return self._runner.prefill(prompt, self._features(prompt), self._params(params))
+        return self._runner.prefill(prompt, embed_images(self.session, prompt.pixel_values), self._params(params))
 
     def stream(
         self, prompt: EncodedPrompt, sampling: SamplingParams, params: MethodParams | None = None
@@ -54,7 +53,8 @@ class Generator:
         scheduler = Scheduler(
             self._runner, self._pool, self.processor, lambda *event: events.append(event), max_batch=1
         )
-        scheduler.add(Request(0, prompt, self._features(prompt), sampling, self._params(params), arrived))
+        features = embed_images(self.session, prompt.pixel_values)
+        scheduler.add(Request(0, prompt, features, sampling, self._params(params), arrived))
         try:
             while scheduler.busy:
                 scheduler.step()
@@ -73,8 +73,3 @@ class Generator:
 
     def _params(self, params: MethodParams | None) -> MethodParams:
         return params or MethodParams.defaults(self.bundle.manifest.method)
-
-    def _features(self, prompt: EncodedPrompt) -> Array | None:
-        """Image by image, as a server embeds them: a batch would add in another order."""
-        each = [self.session.vision(prompt.pixel_values[at : at + 1]) for at in range(len(prompt.pixel_values))]
-        return np.concatenate(each) if each else None

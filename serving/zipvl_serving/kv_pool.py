@@ -75,9 +75,7 @@ class KVPool:
     @classmethod
     def of(cls, manifest: Manifest, session: Session) -> KVPool:
         """The pool that a bundle asks for, where its session keeps pages."""
-        limits, shape = manifest.limits, manifest.model.shape
-        size = page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype)
-        return cls(session.page_storage(limits.kv_bytes // size))
+        return cls(session.page_storage(manifest.limits.kv_bytes // page_bytes_of(manifest)))
 
     @property
     def keys(self) -> Any:
@@ -166,6 +164,12 @@ class KVPool:
 def page_bytes(page_size: int, kv_heads: int, head_dim: int, dtype: str = "float32") -> int:
     """Bytes of one page, keys and values together."""
     return 2 * page_size * kv_heads * head_dim * ITEM_BYTES[dtype]
+
+
+def page_bytes_of(manifest: Manifest) -> int:
+    """Bytes of one page of a bundle."""
+    limits, shape = manifest.limits, manifest.model.shape
+    return page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype)
 
 
 def block_tables(sequences: Sequence[CachedSequence]) -> tuple[Array, Array]:

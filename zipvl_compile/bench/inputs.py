@@ -11,13 +11,11 @@ from PIL import Image
 
 from zipvl_compile.demo.questions import ask
 from zipvl_compile.demo.scenes import sample_scenes
-from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError
 from zipvl_serving.generator import Generator
 from zipvl_serving.manifest import Manifest
 from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.sequence import check_prompt
-from zipvl_serving.sessions.base import Session
 
 InputKind = Literal["random", "scenes"]
 
@@ -65,10 +63,3 @@ def make_prompt(generator: Generator, kind: InputKind, tokens: int, seed: int) -
         (scene,) = sample_scenes(rng, 1, frames_of(tokens, manifest), held_out=True)
         question = ask(rng, scene, "color")
     return generator.prepare(question.text, [Image.fromarray(frame) for frame in scene.frames])
-
-
-def embed(session: Session, prompt: EncodedPrompt) -> Array | None:
-    """Image features [visual, hidden], image by image as a server embeds them; None without images."""
-    pixels = prompt.pixel_values
-    each = [session.vision(pixels[at : at + 1]) for at in range(len(pixels))]
-    return np.concatenate(each) if each else None

@@ -17,7 +17,7 @@ from zipvl_serving.generator import Generator
 from zipvl_serving.machine import usable_cores
 from zipvl_serving.manifest import Manifest, digest
 from zipvl_serving.method import MethodParams
-from zipvl_serving.sessions.base import Session, open_session
+from zipvl_serving.sessions.base import Session, open_as_served
 
 BUNDLE_FOLDER = "bundle"
 """Under --out: the bundle of a recipe."""
@@ -114,9 +114,7 @@ def open_target(target: str, out: Path, on_step: Callable[[str, str], None]) -> 
         built = build(load_recipe(recipe), out / BUNDLE_FOLDER, on_step=on_step)
         bundle, source = Bundle.open(built.bundle, verify=False), str(target)
     serving = bundle.manifest.serving
-    threads = serving.threads or usable_cores()
-    session = open_session(bundle, threads=threads, spinning=serving.spinning, prepack=serving.prepack)
-    return Opened(bundle, session, threads, source)
+    return Opened(bundle, open_as_served(bundle), serving.threads or usable_cores(), source)
 
 
 def check_modes(opened: Opened, modes: Sequence[Mode]) -> None:

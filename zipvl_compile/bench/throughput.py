@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zipvl_compile.bench.inputs import embed, frames_of, make_prompt
+from zipvl_compile.bench.inputs import frames_of, make_prompt
 from zipvl_compile.bench.interleave import interleave
 from zipvl_compile.bench.memory import free_bytes
 from zipvl_compile.bench.results import Cell
@@ -18,13 +18,14 @@ from zipvl_compile.bench.workload import Mode, Throughput
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError, ZipvlError
 from zipvl_serving.generator import Generator
-from zipvl_serving.kv_pool import KVPool, page_bytes
+from zipvl_serving.kv_pool import KVPool, page_bytes_of
 from zipvl_serving.machine import memory_bytes
 from zipvl_serving.output.sampling import SamplingParams
 from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.runner import Runner
 from zipvl_serving.scheduler import Scheduler
 from zipvl_serving.sequence import Request, Sequence
+from zipvl_serving.vision.features import embed_images
 from zipvl_serving.wire import Chunk
 
 _ALL_AT_ONCE = 1 << 62
@@ -54,9 +55,8 @@ def measure(
     """
     check_modes(opened, workload.modes)
     manifest = opened.manifest
-    limits, shape = manifest.limits, manifest.model.shape
     budget = _budget_bytes(workload)
-    pages = budget // page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype)
+    pages = budget // page_bytes_of(manifest)
     generator = opened.generator(lambda session: session)
     runner = Runner(opened.session, manifest, batch_invariant=manifest.serving.batch_invariant)
     sampling = SamplingParams(max_new_tokens=workload.new_tokens, ignore_eos=True)
@@ -66,7 +66,7 @@ def measure(
             _check_fits(opened, runner, workload, mode, prompt, pages)
     for tokens, prompt in zip(workload.lengths, prompts, strict=True):
         _check_memory(workload, budget)
-        asked = _Asked(prompt, embed(opened.session, prompt), sampling)
+        asked = _Asked(prompt, embed_images(opened.session, prompt.pixel_values), sampling)
         facts = {}
         if workload.input == "scenes":
             facts = {"frames": frames_of(tokens, manifest), "visual_tokens": int((~prompt.is_text).sum())}
@@ -94,7 +94,7 @@ def _at(
 
     def prefill(mode: Mode) -> dict[str, float]:
         begun = clock()
-        features = embed(opened.session, asked.prompt)
+        features = embed_images(opened.session, asked.prompt.pixel_values)
         ready = clock()
         result, outputs = runner.prefill(asked.prompt, features, opened.params(mode))
         ended = clock()

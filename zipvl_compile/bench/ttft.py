@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from zipvl_compile.bench.breakdown import SELECTION, Profiled
-from zipvl_compile.bench.inputs import embed, frames_of, make_prompt
+from zipvl_compile.bench.inputs import frames_of, make_prompt
 from zipvl_compile.bench.interleave import Run, interleave
 from zipvl_compile.bench.results import Cell
 from zipvl_compile.bench.sessions import Watched
@@ -18,11 +18,12 @@ from zipvl_compile.bench.workload import TTFT, Accuracy, Mode
 from zipvl_serving.arrays import Array
 from zipvl_serving.errors import InputError
 from zipvl_serving.generator import Generator
-from zipvl_serving.kv_pool import page_bytes
+from zipvl_serving.kv_pool import page_bytes_of
 from zipvl_serving.manifest import Manifest
 from zipvl_serving.prompts.prompt import EncodedPrompt
 from zipvl_serving.runner import PromptResult
 from zipvl_serving.sessions.base import PrefillInputs, PrefillOutputs
+from zipvl_serving.vision.features import embed_images
 
 Clock = Callable[[], float]
 Report = Callable[[str, int, int, str], None]
@@ -112,7 +113,7 @@ class _Bench:
 
         def transformers() -> dict[str, float]:
             begun = self.clock()
-            features = embed(self.opened.session, prompt)
+            features = embed_images(self.opened.session, prompt.pixel_values)
             ready = self.clock()
             self.transformers.prefill(prompt, features)
             ended = self.clock()
@@ -176,12 +177,11 @@ class _Bench:
 
 def kept(result: PromptResult, outputs: PrefillOutputs, manifest: Manifest) -> dict[str, Any]:
     """What a prefill leaves: tokens and ratio of each layer, and the bytes of the pages that the cache takes."""
-    limits, shape = manifest.limits, manifest.model.shape
-    pages = sum(-(-len(keys) // limits.page_size) for keys, _ in outputs.cache)
+    pages = sum(-(-len(keys) // manifest.limits.page_size) for keys, _ in outputs.cache)
     return {
         "dense": result.dense,
         "kept_tokens_per_layer": result.counts,
         "ratio_per_layer": [round(ratio, 4) for ratio in result.ratios],
         "kv_pages": pages,
-        "kv_bytes": pages * page_bytes(limits.page_size, shape.kv_heads, shape.head_dim, manifest.model.dtype),
+        "kv_bytes": pages * page_bytes_of(manifest),
     }

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from zipvl_serving.arrays import Array
@@ -14,6 +15,15 @@ from zipvl_serving.errors import InputError
 from zipvl_serving.metrics import Metrics
 from zipvl_serving.sessions.base import Session
 from zipvl_serving.vision.images import ImageProcessor, load_image
+
+
+def embed_images(session: Session, pixel_values: Array) -> Array | None:
+    """Image features [visual, hidden] of pixel_values float32 [images, channels, height, width]; None without images.
+
+    Image by image, as a server embeds them: a batch would add in another order.
+    """
+    each = [session.vision(pixel_values[at : at + 1]) for at in range(len(pixel_values))]
+    return np.concatenate(each) if each else None
 
 
 class FeatureCache:
